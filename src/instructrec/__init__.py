@@ -1,0 +1,36 @@
+"""InstructRec: from a file of instructions and a pretrained model to a small model that follows them, with proof.
+
+>>> from instructrec import read, tune, evaluate, Assistant
+>>> run = tune("rows.tsv", out="runs/mine")
+>>> evaluate("runs/mine", "test.tsv")
+>>> Assistant("runs/mine")("Where is my parcel?")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Assistant", "__version__", "evaluate", "read", "tune"]
+
+if TYPE_CHECKING:
+    from .data.readers import read
+    from .inference.assistant import Assistant
+    from .recipes.measure import evaluate
+    from .recipes.tune import tune
+
+_HOMES = {
+    "read": "data.readers",
+    "tune": "recipes.tune",
+    "evaluate": "recipes.measure",
+    "Assistant": "inference.assistant",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: torch and transformers take seconds.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'instructrec' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,184 @@
+"""Every setting a user can give, with its default, range and unit. Settings stop at the door: rooms under
+`models/` and `training/` take plain numbers.
+
+`TuneSettings` is flat; what belongs to one tuning method lives in that method's own small class (`lora.rank`).
+A class's `group` is the title under which its fields stand in the help of the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Settings(BaseModel):
+    """Base: unknown keys are refused, values are checked, NaN and infinity are not numbers here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    group: ClassVar[str] = "Settings"
+
+
+class DataSettings(Settings):
+    """How rows are read."""
+
+    group: ClassVar[str] = "Data"
+    format: Literal["auto", "tsv", "jsonl"] = Field("auto", description="file format; auto goes by name and content")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="which column is what: instruction=text,answer=label (TSV: name or number)"
+    )
+    instruction: str = Field("", description="one instruction for every row (the row's own text becomes its input)")
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="stop at bad rows, or skip them into rejected.jsonl"
+    )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns_from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if any(not equals for _, equals, _ in pairs):
+            raise ValueError("want pairs such as instruction=text,answer=label")
+        return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+class LoraSettings(Settings):
+    """LoRA (arXiv 2106.09685) on all linear layers of the backbone."""
+
+    group: ClassVar[str] = "LoRA (--method lora)"
+    rank: PositiveInt = Field(16, description="rank of the update")
+    alpha: PositiveFloat = Field(32.0, description="scale: the update is multiplied by alpha / rank")
+    dropout: Share = Field(0.0, description="dropout on the input of the update")
+    target: str = Field("all-linear", description="all-linear, or module names separated by commas")
+
+
+class FullSettings(Settings):
+    """Full fine-tuning has no settings of its own."""
+
+
+class MachineSettings(Settings):
+    """Where and how precisely to compute."""
+
+    group: ClassVar[str] = "Machine"
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
+    threads: int = Field(0, ge=0, description="processor threads; 0: as many as there are cores")
+    offline: bool = Field(False, description="never ask the network for anything")
+
+
+class ModelSettings(Settings):
+    """What is tuned, and by which method."""
+
+    group: ClassVar[str] = "Model"
+    model: str = Field("smollm2-135m", description="built-in name, local folder, GGUF file or hub id")
+    method: str = Field("lora", description="tuning method")
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    full: FullSettings = Field(default_factory=FullSettings)
+
+
+class PromptSettings(Settings):
+    """What a row looks like to the model."""
+
+    group: ClassVar[str] = "Prompt"
+    template: str = Field(
+        "auto", description="auto (the model's own, else alpaca), model, alpaca, plain, or a Jinja file"
+    )
+    system: str = Field("", description="system message for rows that have none")
+    max_length: PositiveInt | None = Field(
+        None, description="tokens a row may have; default: what the model can, up to 2048"
+    )
+    on_long: Literal["stop", "drop", "trim-input"] = Field("stop", description="what to do with rows over max_length")
+
+
+class HeldOutSettings(Settings):
+    """What is kept out of training to watch, and what is done with it."""
+
+    group: ClassVar[str] = "Held-out rows"
+    validation: str | None = Field(None, description="file of rows to watch instead of holding out training rows")
+    held_out: Literal["auto", "task", "wording", "row", "none"] = Field(
+        "auto", description="what is kept out of training to watch: whole tasks, wordings, rows"
+    )
+    held_out_share: Share = Field(0.1, description="share of rows (or wordings) kept out")
+    held_out_tasks: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="tasks kept out; default: one in six, at most 4"
+    )
+    unseen_weight: float = Field(0.5, ge=0, le=1, description="weight of unseen tasks in the watched mix")
+    watch: str = Field("loss", description="what decides the best checkpoint: loss, or a metric such as exact_match")
+    eval_every: PositiveInt | None = Field(
+        None, description="steps between two looks at the held-out rows; default: 4 an epoch"
+    )
+    eval_rows: PositiveInt = Field(100, description="held-out rows looked at, for each set")
+    patience: Annotated[int, Field(ge=0)] = Field(
+        4, description="looks without improvement before stopping; 0: never stop early"
+    )
+
+
+class OptimisationSettings(Settings):
+    """How long and how fast to train."""
+
+    group: ClassVar[str] = "Optimisation"
+    epochs: PositiveFloat = Field(4.0, description="passes over the training rows")
+    max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps")
+    batch_tokens: PositiveInt = Field(1024, description="tokens of one micro-batch, padding included")
+    batch_rows: PositiveInt | None = Field(None, description="rows of one micro-batch at most")
+    accumulation: PositiveInt = Field(1, description="micro-batches of one optimizer step")
+    learning_rate: PositiveFloat | None = Field(
+        None, description="peak learning rate; default: what the method works well with"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay after the warm-up")
+    warmup: Share = Field(0.05, description="share of steps with rising learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    clip: PositiveFloat = Field(1.0, description="largest gradient norm")
+    checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+
+
+class OutputSettings(Settings):
+    """What is written, and where."""
+
+    group: ClassVar[str] = "Output"
+    out: str | None = Field(None, description="run folder; default: runs/ and the name of the data file")
+    save_steps: PositiveInt | None = Field(None, description="steps between two checkpoints; default: at each look")
+    resume: bool = Field(False, description="go on from the last checkpoint in the run folder")
+    tensorboard: bool = Field(True, description="write TensorBoard events")
+
+
+# Fields come in the order of the bases read from right to left.
+class TuneSettings(
+    OutputSettings,
+    OptimisationSettings,
+    HeldOutSettings,
+    PromptSettings,
+    MachineSettings,
+    ModelSettings,
+    DataSettings,
+):
+    """Everything `instructrec tune` can be told."""
+
+
+class EvaluateSettings(PromptSettings, MachineSettings, DataSettings):
+    """Everything `instructrec evaluate` can be told."""
+
+    group: ClassVar[str] = "Evaluation"
+    arms: str = Field("base,few_shot,tuned", description="what to compare, separated by commas: base, few_shot, tuned")
+    shots: PositiveInt = Field(3, description="rows shown to the few-shot model")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="tokens of an answer at most; default: by the longest right one"
+    )
+    rows: PositiveInt | None = Field(None, description="rows at most, drawn by seed; default: all")
+    batch_rows: PositiveInt = Field(32, description="rows answered at once")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+    out: str | None = Field(None, description="folder of the report; default: the run folder")
+
+
+class AnswerSettings(MachineSettings):
+    """Everything `instructrec run` and `instructrec chat` can be told."""
+
+    group: ClassVar[str] = "Answer"
+    template: str = Field("auto", description="auto (the run's own), model, alpaca, plain, or a Jinja file")
+    system: str = Field("", description="system message")
+    max_new_tokens: PositiveInt = Field(256, description="tokens of an answer at most")
+    temperature: float = Field(0.0, ge=0, description="0: always the likeliest token; higher: more varied")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the sampling")

@@ -1,0 +1,117 @@
+"""The model card, `README.md` of a run folder: what the model is, how good it is, how to use it, what is not known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructrec import files
+from instructrec.evaluation.pictures import spoken
+from instructrec.evaluation.report import change, clean, count, interval, number, summary
+
+
+def write_card(report: Mapping[str, Any] | None, run: Mapping[str, Any], folder: Path) -> Path:
+    """Write README.md into `folder`; returns its path.
+
+    `run` is the `run` part of a report (its `license`, if it has one, is taken over; else it says unknown); without
+    a report the card says that nothing was measured yet.
+    """
+    path = folder / "README.md"
+    files.write_text(path, card(clean(report), clean(run)))
+    return path
+
+
+def card(report: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
+    """The model card as Markdown with the YAML head that model hubs read."""
+    import yaml
+
+    data = run["data"]
+    head = {
+        "base_model": run["backbone"],
+        "library_name": "transformers" if run["method"] == "full" else "peft",
+        "pipeline_tag": "text-generation",
+        "license": run.get("license") or "unknown",
+        "datasets": [Path(name).name for name in data["files"]],
+        "tags": ["instructrec", "instruction-tuning", run["method"]],
+    }
+    share = 100 * run["trained_parameters"] / run["parameters"]
+    parts = ", ".join(f"{size:,} {spoken(part)}" for part, size in data["parts"].items())
+    place = str(run["folder"])
+    quoted = place if re.fullmatch(r"[\w./-]+", place, flags=re.ASCII) else "'" + place.replace("'", "'\\''") + "'"
+    sections = [
+        "---\n" + yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip() + "\n---",
+        f"# {_plain(Path(place).name or place)}",
+        f"{_plain(str(run['backbone']))}, tuned with {run['method']} on {data['rows']:,} rows of instructions and "
+        f"answers: {count(run['trained_parameters'])} of {count(run['parameters'])} parameters trained ({share:.2g}%).",
+        "## Scores",
+        *(_scores(report) if report else ["Nothing was measured yet: `instructrec evaluate` adds the scores here."]),
+        "## How to use",
+        f'```sh\ninstructrec chat {quoted}\ninstructrec run {quoted} "Your instruction"\n```',
+        "## Training data",
+        "\n".join(f"- `{_plain(name)}`, sha256 `{digest}`" for name, digest in data["files"].items()),
+        f"Rows: {parts}. {_plain(data['held_out'])}".rstrip(),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in _limits(report)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _scores(report: Mapping[str, Any]) -> list[str]:
+    sections = [_plain(sentence) for sentence in summary(report)]
+    for suite in report["suites"]:
+        arms = [arm for arm in report["arms"] if arm["name"] in suite["scores"]]
+        pairs = list(suite["differences"])
+        title = f"### {_plain(spoken(suite['name']))} ({suite['rows']:,} rows)"
+        lines = [
+            _row(
+                [
+                    "Metric",
+                    *(_plain(arm["label"]) for arm in arms),
+                    *(_plain(pair.replace("-", " − ")) for pair in pairs),
+                ]
+            )
+        ]
+        lines.append(_row(["---", *["---:"] * (len(arms) + len(pairs))]))
+        for name, metric in report["metrics"].items():
+            found = [suite["scores"][arm["name"]].get(name) for arm in arms]
+            if not any(found):
+                continue
+            cells = [_cell(estimate, metric["unit"]) for estimate in found]
+            differences = [suite["differences"][pair].get(name) for pair in pairs]
+            cells += [change(entry, metric["unit"]) if entry else "–" for entry in differences]
+            label = metric["label"] if metric["higher_is_better"] else f"{metric['label']} (lower is better)"
+            lines.append(_row([_plain(label), *cells]))
+        sections += [title, "\n".join(lines)]
+    return [*sections, f"In brackets: {_plain(report['interval'])}. More in `report.html`."]
+
+
+def _cell(estimate: Mapping[str, Any] | None, unit: str) -> str:
+    if not estimate:
+        return "–"
+    known = interval(estimate, unit)
+    return f"{number(estimate['value'], unit)} ({known})" if known else number(estimate["value"], unit)
+
+
+def _limits(report: Mapping[str, Any] | None) -> list[str]:
+    limits = [
+        "The scores hold for rows like those of the test files; other instructions were not measured.",
+        "Answers can be wrong, and the model does not say when it does not know. Safety was not measured.",
+        "The licence of the base model and the rights in the training data apply.",
+    ]
+    if not report:
+        return limits[1:]
+    for suite in report["suites"]:
+        if overlap := suite["overlap"].get("with_training", 0):
+            limits.append(f"{overlap} of the rows of {_plain(spoken(suite['name']))} are also in the training data.")
+    return limits
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves alone: on one line, no tags, no table borders, no links or emphasis."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,168 @@
+"""Pictures: the loss curve by matplotlib (SVG for the report, PNG for the run folder), bars as fluid SVG.
+
+Bars are written by hand because they must keep their text size from a phone to a desktop: all their coordinates
+across are percentages, and every text is HTML beside them. Colours are those of report.css, so that a picture
+follows light and dark; they are the colour-blind safe ones of Okabe and Ito, slightly darkened.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What matplotlib draws with on white paper, and the variable of report.css that takes its place in the report.
+INK, FAINT, RAW = "#1d2530", "#d9dee6", "#b9c2cf"
+LINES = ("#0b6bb8", "#c25e00", "#00806a", "#a64d86", "#7a6a00")
+VARIABLES = {INK: "--ink", FAINT: "--line", RAW: "--raw"} | {
+    colour: f"--series-{place}" for place, colour in enumerate(LINES)
+}
+SETS = {"seen": "seen tasks"}
+SMOOTHED = 40  # with more steps than this the training loss is drawn as a running mean over the raw line
+
+
+def loss_curve(training: dict[str, Any], width: float = 7.2) -> Figure:
+    """Training loss by step, loss on each held-out set, best step marked; `width` in inches."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(width, 3.3 if width > 5 else 3.5), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    _training_line(axes, training["steps"])
+    for place, name in enumerate(held_out_sets(training)):
+        points = [(look["step"], found) for look in training["looks"] if (found := _loss(look, name)) is not None]
+        steps, losses = zip(*points, strict=True)
+        said = SETS.get(name, spoken(name)).replace("$", r"\$")  # matplotlib would read $…$ as a formula
+        axes.plot(
+            steps,
+            losses,
+            color=LINES[place % len(LINES)],
+            label=f"held out, {said}",
+            linewidth=2,
+            marker="os^Dv"[place % 5],
+            markersize=4.5,
+        )
+    best = training.get("best_step")
+    if best is not None:
+        axes.axvline(best, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        left = best > sum(axes.get_xlim()) / 2  # the words go where there is room
+        axes.annotate(
+            f"kept: step {best:,}",
+            (best, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-6 if left else 6, -4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="top",
+            fontsize=9,
+            color=INK,
+        )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylim(bottom=0)
+    axes.set_facecolor("none")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if width > 5 else 5, integer=True))
+    if axes.get_legend_handles_labels()[0]:
+        columns = 4 if width > 5 else 1
+        style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6}
+        figure.legend(loc="outside upper left", ncols=columns, **style)
+    return figure
+
+
+def _training_line(axes: Axes, entries: list[dict[str, Any]]) -> None:
+    points = [(entry["step"], entry["loss"]) for entry in entries if entry.get("loss") is not None]
+    if not points:
+        return
+    steps, losses = zip(*points, strict=True)
+    if len(points) <= SMOOTHED:
+        axes.plot(steps, losses, color=RAW, linewidth=1.6, label="training")
+        return
+    width = max(5, len(points) // 25)
+    means = [sum(part) / len(part) for part in (losses[max(0, end - width) : end] for end in range(1, len(points) + 1))]
+    thin = max(1, len(points) // 600)  # a report of a long run must not weigh megabytes
+    axes.plot(steps[::thin], losses[::thin], color=FAINT, linewidth=0.8)
+    axes.plot(steps[::thin], means[::thin], color=RAW, linewidth=1.8, label=f"training, mean of {width} steps")
+
+
+def held_out_sets(training: dict[str, Any]) -> list[str]:
+    """Names of the sets that the looks measured a loss on, in the order they were first seen."""
+    names = dict.fromkeys(name for look in training["looks"] for name in look if _loss(look, name) is not None)
+    return list(names)
+
+
+def _loss(look: dict[str, Any], name: str) -> float | None:
+    found = look.get(name)
+    return found.get("loss") if isinstance(found, dict) else None
+
+
+def spoken(name: str) -> str:
+    """A name from a file as a reader would say it."""
+    return name.replace("_", " ").strip()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as SVG to stand inside an HTML page: text stays text, colours become variables of the page.
+
+    `name` goes into the ids, so that two pictures of one page do not share clip paths.
+    """
+    from matplotlib import rc_context
+
+    drawn = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": name}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = drawn.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would style the whole page
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg xmlns="http://www.w3.org/2000/svg" \1>', text, count=1)
+    text = text.replace("xlink:href", "href")  # its namespace was declared in the tag just replaced
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.strip()
+
+
+def save_loss_png(training: dict[str, Any], path: Path) -> None:
+    """The loss curve as a PNG on white, 144 dots an inch."""
+    figure = loss_curve(training)
+    figure.patch.set(facecolor="white", alpha=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=144)
+
+
+def bar(estimate: dict[str, Any], series: int, top: float, *, height: int = 16, title: str = "") -> str:
+    """One bar with its interval as an SVG that is as wide as the place it stands in; `top` is its full width.
+
+    `height` is in pixels; `title` is what a pointer or a screen reader is told, none if a text says it already.
+    """
+
+    def across(number: float) -> str:
+        return f"{100 * min(max(number / top, 0), 1):.2f}%" if top > 0 else "0%"
+
+    value, low, high = (across(estimate[key]) for key in ("value", "low", "high"))
+    whisker = ""
+    if estimate["low"] < estimate["high"]:
+        middle, tick = height / 2, height / 4
+        ends = (middle - tick, middle + tick)
+        spans = ((low, high, middle, middle), (low, low, *ends), (high, high, *ends))
+        whisker = "".join(
+            f'<line class="whisker" x1="{x1}" x2="{x2}" y1="{y1:g}" y2="{y2:g}"/>' for x1, x2, y1, y2 in spans
+        )
+    told = f'role="img"><title>{escape(title)}</title>' if title else 'aria-hidden="true">'
+    return (
+        f'<svg class="bar" width="100%" height="{height}" {told}'
+        f'<rect class="track" width="100%" height="{height - 4}" y="2" rx="2"/>'
+        f'<rect class="fill-{series}" width="{value}" height="{height - 4}" y="2" rx="2"/>{whisker}</svg>'
+    )

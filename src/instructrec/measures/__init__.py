@@ -1,0 +1,1 @@
+"""Metrics and statistics: plain functions over text and numbers."""

@@ -1,0 +1,80 @@
+"""Tuning methods: one file and one registration line each. A clash of names is refused at import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...errors import InputError, did_you_mean
+
+
+class Method:
+    """What a tuning method has to offer. Options come as plain values; the model is a `transformers` decoder.
+
+    reference: paper or formula.  learning_rate: a peak that works on small models.
+    identity_at_start: an attached method changes no output before the first step.
+    switchable: `disabled` gives the untuned model back.  mergeable: `merge` is offered.
+    master_weights: the trained weights are the model's own, so they are kept in fp32 while training.
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    learning_rate: ClassVar[float]
+    identity_at_start: ClassVar[bool] = True
+    switchable: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
+    master_weights: ClassVar[bool] = False
+
+    def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
+        """The model made trainable by this method. Checks precede any change to the model."""
+        raise NotImplementedError
+
+    def save(self, model: Any, folder: Path, base: str) -> None:
+        """Write the trained weights into `folder` (PEFT's names and format where it has the method)."""
+        raise NotImplementedError
+
+    def load(self, model: Any, folder: Path, *, trainable: bool = False) -> Any:
+        """The model with weights from `folder`. `model` is the untouched backbone."""
+        raise NotImplementedError
+
+    @contextmanager
+    def disabled(self, model: Any) -> Iterator[Any]:
+        """The model with the method switched off, for as long as the block lasts."""
+        raise InputError(f"method: '{self.name}' can't be switched off: it changes the model's own weights")
+        yield model
+
+    def merge(self, model: Any) -> Any:
+        """A plain model with the tuning folded into its weights."""
+        raise InputError(f"method: '{self.name}' has nothing to merge")
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a method to the registry; a second method of the same name is refused."""
+    if method.name in METHODS:
+        raise ValueError(f"tuning method '{method.name}' is registered already")
+    METHODS[method.name] = method
+    return method
+
+
+def get(name: str) -> Method:
+    """The method called `name`. Raises InputError naming the nearest."""
+    if name not in METHODS:
+        raise InputError(f"method: unknown tuning method '{name}', {did_you_mean(name, METHODS)}")
+    return METHODS[name]
+
+
+def trained_parameters(model: Any) -> dict[str, Any]:
+    """Name -> parameter for everything the optimizer may change: the module is asked, names are never matched."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+from .full import Full  # noqa: E402  registration needs the base class above
+from .lora import Lora  # noqa: E402
+
+register(Full())
+register(Lora())

@@ -1,0 +1,47 @@
+"""Full fine-tuning: every weight of the backbone is trained.
+
+Reference: instruction tuning as in Wei et al., "Finetuned Language Models Are Zero-Shot Learners", arXiv 2109.01652.
+Differs from it in size only. Weights are kept in fp32 (an update of a bf16 weight is often smaller than its rounding
+step and would be lost); the products run in bf16 under autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import Method
+
+
+class Full(Method):
+    """All weights; the run folder holds a whole model."""
+
+    name = "full"
+    reference = "arXiv 2109.01652"
+    learning_rate = 5e-5
+    switchable = False
+    master_weights = True
+
+    def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
+        """Every parameter becomes trainable, in fp32."""
+        model.float()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model
+
+    def save(self, model: Any, folder: Path, base: str) -> None:
+        """A model folder that `from_pretrained` loads."""
+        model.save_pretrained(folder)
+
+    def load(self, model: Any, folder: Path, *, trainable: bool = False) -> Any:
+        """The backbone's weights replaced by those in `folder`."""
+        from transformers import AutoModelForCausalLM
+
+        dtype = model.dtype if not trainable else None
+        tuned = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        tuned = tuned.to(next(model.parameters()).device)
+        tuned.generation_config = model.generation_config
+        if trainable:
+            return self.attach(tuned, {}, 0)
+        return tuned.eval()

@@ -1,0 +1,1 @@
+"""The one renderer, and what prompts are made of."""

@@ -1,0 +1,91 @@
+"""`instructrec check`: look at rows before they are used, without loading a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import console
+from ..config import TuneSettings
+from ..data.consistency import examine
+from ..data.records import Record, Rows
+from ..errors import InputError
+from .rows import read_rows
+from .watch import part_rows
+
+GREEN = "bold green"
+
+
+def check(files: Sequence[str], test_files: Sequence[str], settings: TuneSettings, show: int = 0) -> None:
+    """Read, account, look for trouble, say what tuning would hold out, measure lengths, and show rows.
+
+    Raises DataError for bad rows; trouble that is no error is printed as warnings.
+    """
+    rows = read_rows(list(files), settings, Path("rejected.jsonl"))
+    console.say(f"{rows.read:,} rows read = {len(rows):,} used + {rows.rejected:,} rejected")
+    if rows.rejected:
+        console.say("Rejected rows are in rejected.jsonl")
+    test = read_rows(list(test_files), settings) if test_files else Rows(())
+    if test_files:
+        console.say(f"{len(test):,} test rows read")
+    _findings(rows.records, test.records)
+    tasks = {record.task for record in rows if record.task}
+    wordings = len({record.instruction for record in rows})
+    console.say(f"{len(tasks) or 'no'} tasks, {wordings:,} different instructions")
+    try:
+        parts = part_rows(rows.records, None, settings)
+        console.say(parts.explanation)
+    except InputError as error:
+        console.warn(str(error))
+    _lengths(rows.records, settings, show)
+
+
+def _findings(rows: Sequence[Record], test: Sequence[Record]) -> None:
+    found = examine(rows, test)
+    for finding in found:
+        places = ", ".join(str(place) for place in finding.examples)
+        more = " …" if finding.count > len(finding.examples) else ""
+        text = f"{finding.message} ({places}{more})"
+        (console.warn if finding.severity == "warning" else console.note)(text)
+    if not found:
+        console.say("No duplicates, contradictions, copied answers, stray languages or overlap found")
+
+
+def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
+    """Token counts under the model's own tokenizer, and the first rows as the model sees them."""
+    from ..models.backbone import load_tokenizer
+    from ..prompts.choose import make_renderer
+    from ..prompts.lengths import fit
+
+    tokenizer, limit = load_tokenizer(settings.model, offline=settings.offline)
+    renderer = make_renderer(tokenizer, settings.template, settings.system)
+    fitted = fit(
+        rows,
+        renderer,
+        settings.max_length or limit,
+        settings.on_long,
+        track=lambda records: console.track(records, "Rendering rows", unit="rows"),
+    )
+    console.say(f"Prompt template: {renderer.name}; {fitted.describe()}")
+    learned = sum(row.targets for row in fitted.rendered)
+    total = sum(len(row.ids) for row in fitted.rendered)
+    if total:
+        console.say(f"{total:,} tokens, {learned:,} of them supervised ({learned / total:.0%})")
+    for row in fitted.rendered[:show]:
+        console.say("")
+        console.say(f"{row.origin}: {len(row.ids)} tokens, the supervised ones marked", "bold")
+        _show(row, tokenizer)
+
+
+def _show(row: Any, tokenizer: Any) -> None:
+    """The row's text, supervised tokens in green on a terminal and between ⟦ ⟧ elsewhere."""
+    start = 0
+    while start < len(row.ids):
+        end = start
+        while end < len(row.ids) and row.supervised[end] == row.supervised[start]:
+            end += 1
+        text = tokenizer.decode(row.ids[start:end], clean_up_tokenization_spaces=False)
+        console.marked(text, row.supervised[start])
+        start = end
+    console.say("")

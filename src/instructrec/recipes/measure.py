@@ -1,0 +1,363 @@
+"""`instructrec evaluate`: answers on held-out rows, scored, with intervals, beside the base model; and the report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, console
+from ..config import EvaluateSettings
+from ..data.records import Record
+from ..environment import commit_of_source
+from ..errors import InputError
+from ..evaluation.arms import ARMS, Answered, Bench, choose_arms
+from ..evaluation.card import write_card
+from ..evaluation.report import interval, number, write_report
+from ..files import read_json, write_text
+from ..inference.loading import Loaded, is_run, open_target
+from ..measures.metrics import METRICS, RowScores, label_set, score
+from ..measures.statistics import Estimate, bootstrap, paired_difference
+from .rows import Data, read_rows
+
+WORST = 10
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """report: everything that was measured, as in report.json.  page: the report to look at."""
+
+    report: dict[str, Any]
+    page: Path
+
+    def scores(self, suite: str | None = None) -> dict[str, dict[str, dict[str, float]]]:
+        """arm -> metric -> value, low, high, n of one suite (default: the first)."""
+        suites = {entry["name"]: entry["scores"] for entry in self.report["suites"]}
+        return suites[suite or next(iter(suites))]
+
+
+def evaluate(target: str | os.PathLike[str], data: Data, **settings: Any) -> Evaluation:
+    """Measure a run folder or any pretrained model on rows it was not tuned on, and write the report.
+
+    data: a file, several (each becomes a suite), a list of dicts, or what `read` returned.  settings: those of
+    `instructrec evaluate`, such as `arms="tuned"`, `rows=100`, `out="reports/mine"`.
+    """
+    from pydantic import ValidationError
+
+    try:
+        checked = EvaluateSettings(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
+    return _evaluate(os.fspath(target), data, checked, "")
+
+
+def evaluate_files(target: str, files: list[str], settings: EvaluateSettings, command: str) -> Evaluation:
+    """The same from the command line; prints the scores."""
+    result = _evaluate(target, files, settings, command)
+    for suite in result.report["suites"]:
+        _print(result.report, suite)
+    console.say(f"Report: {result.page}")
+    return result
+
+
+def _evaluate(target: str, data: Data, settings: EvaluateSettings, command: str) -> Evaluation:
+    import torch
+
+    started = time.time()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    suites = _suites(data, settings)
+    loaded = open_target(
+        target,
+        precision=settings.precision,
+        offline=settings.offline,
+        template=settings.template,
+        system=settings.system,
+    )
+    pool = _pool(loaded)
+    arms, notes = choose_arms(settings.arms, loaded, pool)
+    for note in notes:
+        console.note(note)
+    bench = Bench(loaded, pool, settings.shots, settings.seed, settings.batch_rows)
+    report = empty_report(loaded.run or _untuned(loaded, target), target) | {
+        "command": command or f"evaluate({target!r}, …)",
+        "arms": [{"name": arm, "label": ARMS[arm], "detail": _detail(arm, loaded, settings)} for arm in arms],
+    }
+    trained_keys = _training_keys(loaded)
+    answers: list[dict[str, Any]] = []
+    for suite in suites:
+        entry, primary, samples = _measure(suite, bench, arms, loaded, settings, trained_keys)
+        if not report["suites"]:
+            report["primary"] = primary
+        entry["notes"] = notes + entry["notes"]
+        report["suites"].append(entry)
+        answers += samples
+    report["seconds"] = round(time.time() - started, 1)
+    folder = Path(settings.out) if settings.out else (loaded.folder or Path("runs") / f"{_plain_name(target)}-untuned")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))
+    page = write_report(report, folder)
+    if loaded.folder and folder == loaded.folder:
+        write_card(report, report["run"], folder)
+    return Evaluation(report, page)
+
+
+@dataclass(frozen=True)
+class _Suite:
+    name: str
+    file: str
+    sha256: str
+    records: list[Record]
+
+
+def _suites(data: Data, settings: EvaluateSettings) -> list[_Suite]:
+    """One suite a file; rows without an answer can't be measured."""
+    several = isinstance(data, (list, tuple)) and data and isinstance(data[0], (str, os.PathLike))
+    suites = []
+    names: set[str] = set()
+    for source in data if several else [data]:  # type: ignore[union-attr]
+        rows = read_rows(source, settings)  # type: ignore[arg-type]
+        records = [record for record in rows if record.answer]
+        if settings.rows and len(records) > settings.rows:
+            order = np.random.default_rng(settings.seed).permutation(len(records))[: settings.rows]
+            records = [records[place] for place in sorted(order)]
+        if not records:
+            raise InputError(f"{source}: no row has an answer to measure against")
+        file, digest = next(iter(rows.files.items()), ("<memory>", ""))
+        stem = Path(file).stem if file != "<memory>" else "rows"
+        name = stem if stem not in names else f"{stem}-{len(names) + 1}"
+        names.add(name)
+        suites.append(_Suite(name, file, digest, records))
+    return suites
+
+
+def _measure(
+    suite: _Suite,
+    bench: Bench,
+    arms: Sequence[str],
+    loaded: Loaded,
+    settings: EvaluateSettings,
+    trained_keys: frozenset[str],
+) -> tuple[dict[str, Any], str, list[dict[str, Any]]]:
+    records = suite.records
+    answered: dict[str, Answered] = {}
+    with console.progress(len(records) * len(arms), f"Answering {suite.name}", unit="rows") as bar:
+        for arm in arms:
+            bar.advance(0, arm=arm)
+            answered[arm] = bench.answer(arm, records, settings.max_new_tokens, bar.advance)
+    labels = loaded.run.get("labels") or label_set([record.answer for record in records])
+    references = [record.answers for record in records]
+    scores = {
+        arm: score(result.texts, references, labels=labels, losses=result.losses) for arm, result in answered.items()
+    }
+    pairs = [("tuned", "base"), ("tuned", "few_shot")] if "tuned" in arms else []
+    tasks = _by_task(records)
+    overlap = sum(record.prompt_key in trained_keys for record in records)
+    notes = [f"{ARMS[arm]}: {result.ended:.0f}% of answers ended by themselves" for arm, result in answered.items()]
+    if overlap:
+        notes.append(f"{overlap} of {len(records)} prompts were also trained on")
+        console.warn(f"{suite.file}: {overlap} of {len(records)} prompts are also in the training rows")
+    if labels:
+        notes += [f"{ARMS[arm]}: {entry.outside_share:.1f}% of answers are no label" for arm, entry in scores.items()]
+    signatures = {found.note for entry in scores.values() for found in entry.statistics.values() if found.note}
+    primary = _primary(labels, records, loaded)
+    entry = {
+        "name": suite.name,
+        "file": suite.file,
+        "sha256": suite.sha256,
+        "rows": len(records),
+        "overlap": {"with_training": overlap},
+        "scores": {arm: _estimates(found, settings.seed) for arm, found in scores.items()},
+        "differences": {f"{a}-{b}": _differences(scores[a], scores[b], settings.seed) for a, b in pairs if b in scores},
+        "by_task": {
+            task: {arm: _estimates(found.take(rows), settings.seed) for arm, found in scores.items()}
+            for task, rows in tasks.items()
+        },
+        "worst": _worst(records, answered, scores[arms[-1]], arms),
+        "notes": notes + sorted(signatures),
+    }
+    samples = [
+        {
+            "suite": suite.name,
+            "origin": str(record.origin),
+            "row": record.key,
+            "prompt": record.prompt_key,
+            "task": record.task,
+            "expected": record.answer,
+            "answers": {arm: result.texts[place] for arm, result in answered.items()},
+            "finish": {arm: result.finish[place] for arm, result in answered.items()},
+            "nats": {arm: round(result.losses[place][0], 4) for arm, result in answered.items()},
+            "tokens": answered[arms[-1]].losses[place][1],
+        }
+        for place, record in enumerate(records)
+    ]
+    return entry, primary, samples
+
+
+def _primary(labels: Any, records: Sequence[Record], loaded: Loaded) -> str:
+    """The metric that is shown first: accuracy for labels, exact match for short or fixed answers, chrF for texts."""
+    if labels:
+        return "accuracy"
+    lengths = sorted(len(record.answer) for record in records)
+    fixed = loaded.run.get("fixed_answers", False)
+    return "exact_match" if fixed or lengths[len(lengths) // 2] <= 24 else "chrf"
+
+
+def _by_task(records: Sequence[Record]) -> dict[str, list[int]]:
+    tasks: dict[str, list[int]] = {}
+    for place, record in enumerate(records):
+        if record.task:
+            tasks.setdefault(record.task, []).append(place)
+    return tasks if len(tasks) > 1 else {}
+
+
+def _estimates(scores: RowScores, seed: int) -> dict[str, dict[str, float]]:
+    found = scores.statistics.items()
+    return {name: _entry(bootstrap(statistic, resamples=RESAMPLES, seed=seed)) for name, statistic in found}
+
+
+def _differences(a: RowScores, b: RowScores, seed: int) -> dict[str, dict[str, float]]:
+    shared = [name for name in a.statistics if name in b.statistics]
+    return {
+        name: _entry(paired_difference(a.statistics[name], b.statistics[name], resamples=RESAMPLES, seed=seed))
+        for name in shared
+    }
+
+
+def _entry(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+
+
+def _worst(
+    records: Sequence[Record], answered: Mapping[str, Answered], scores: RowScores, arms: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows that the last arm answered worst, by token F1, at most ten; wrong answers only."""
+    values = scores.values("token_f1")
+    exact = scores.values("exact_match")
+    places = [place for place in np.argsort(values, kind="stable").tolist() if exact[place] < 100][:WORST]
+    return [
+        {
+            "origin": str(records[place].origin),
+            "task": records[place].task,
+            "prompt": records[place].last_user.content,
+            "expected": records[place].answer,
+            "answers": {arm: answered[arm].texts[place] for arm in arms},
+            "score": round(float(values[place]), 1),
+        }
+        for place in places
+    ]
+
+
+def _pool(loaded: Loaded) -> list[Record]:
+    """Training rows that the run kept as examples for the few-shot model."""
+    if loaded.folder is None or not (loaded.folder / "examples.json").is_file():
+        return []
+    rows = read_json(loaded.folder / "examples.json")
+    return [Record.of(row["instruction"], row["output"], input=row["input"], task=row["task"]) for row in rows]
+
+
+def _training_keys(loaded: Loaded) -> frozenset[str]:
+    if loaded.folder is None or not (loaded.folder / "split.json").is_file():
+        return frozenset()
+    return frozenset(read_json(loaded.folder / "split.json")["train"])
+
+
+def _detail(arm: str, loaded: Loaded, settings: EvaluateSettings) -> str:
+    if arm == "tuned":
+        return f"{loaded.backbone.name} tuned with {loaded.run['method']}"
+    if arm == "few_shot":
+        return f"{loaded.backbone.name} with up to {settings.shots} training rows in its prompt"
+    return f"{loaded.backbone.name}, not tuned"
+
+
+def _untuned(loaded: Loaded, target: str) -> dict[str, Any]:
+    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return {
+        "backbone": {"name": target},
+        "method": "none",
+        "trained_parameters": 0,
+        "parameters": total,
+        "settings": {},
+        "data": {"files": {}, "rows": 0, "parts": {}, "held_out": ""},
+    }
+
+
+def run_part(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """What report and model card say of a run; `run` is the content of run.json."""
+    return {
+        "folder": folder,
+        "backbone": run["backbone"]["name"],
+        "method": run["method"],
+        "trained_parameters": run["trained_parameters"],
+        "parameters": run["parameters"],
+        "settings": run["settings"],
+        "data": {key: run["data"][key] for key in ("files", "rows", "parts", "held_out")},
+    }
+
+
+def empty_report(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """A report in which nothing is measured yet; `run` is the content of run.json."""
+    commit, dirty = commit_of_source()
+    return {
+        "format": 1,
+        "command": f"instructrec evaluate {folder} FILE",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+        "version": __version__,
+        "commit": commit,
+        "dirty": dirty,
+        "run": run_part(run, folder),
+        "arms": [],
+        "metrics": {
+            name: {
+                "label": metric.label,
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+                "explanation": metric.explanation,
+            }
+            for name, metric in METRICS.items()
+        },
+        "primary": "exact_match",
+        "interval": f"95% bootstrap over rows, {RESAMPLES:,} resamples",
+        "suites": [],
+        "training": run.get("training"),
+    }
+
+
+def _print(report: Mapping[str, Any], suite: Mapping[str, Any]) -> None:
+    shown = [name for name in report["metrics"] if any(name in arm for arm in suite["scores"].values())]
+    rows = []
+    for name in shown:
+        metric = report["metrics"][name]
+        cells = []
+        for arm in report["arms"]:
+            estimate = suite["scores"][arm["name"]].get(name)
+            if estimate is None:
+                cells.append("–")
+                continue
+            known = interval(estimate, metric["unit"])
+            cells.append(number(estimate["value"], metric["unit"]) + (f" ({known})" if known else ""))
+        rows.append([metric["label"], *cells])
+    headers = ["", *(arm["label"] for arm in report["arms"])]
+    console.table(headers, rows, title=f"{suite['name']}: {suite['rows']} rows, 95% interval in brackets")
+
+
+def _plain_name(target: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_." else "-" for char in Path(target).name) or "model"
+
+
+def _line(sample: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(sample, ensure_ascii=False) + "\n"
+
+
+__all__ = ["Evaluation", "empty_report", "evaluate", "evaluate_files", "is_run", "run_part"]

@@ -1,0 +1,146 @@
+"""What tuning looks at besides its own loss: held-out rows, by loss or by a metric of generated answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import console
+from ..config import TuneSettings
+from ..data.records import Record
+from ..data.splits import SEEN, UNSEEN, plan_held_out
+from ..errors import InputError, did_you_mean
+from ..inference.engine import Sampling, generate
+from ..measures.metrics import METRICS, label_set, score
+from ..models.backbone import Backbone
+from ..prompts.lengths import fit
+from ..prompts.template import Rendered, Renderer
+from ..training.loss import mean_loss, row_losses
+from ..training.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Records to train on and to watch, with a sentence that says how they were parted."""
+
+    train: list[Record]
+    sets: dict[str, list[Record]]
+    explanation: str
+    held_out_tasks: list[str]
+
+    def sizes(self) -> dict[str, int]:
+        """Rows of each part."""
+        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.sets.items()}
+
+
+def part_rows(records: Sequence[Record], validation: Sequence[Record] | None, settings: TuneSettings) -> Parts:
+    """Keep rows out of training by the settings, or take the validation file's rows."""
+    if validation is not None:
+        sentence = (
+            f"Held out: the {len(validation):,} rows of {settings.validation}; {len(records):,} rows to train on."
+        )
+        return Parts(list(records), {"validation": list(validation)}, sentence, [])
+    plan = plan_held_out(
+        records,
+        held_out=settings.held_out,
+        share=settings.held_out_share,
+        tasks=settings.held_out_tasks,
+        seed=settings.seed,
+    )
+    sets = {name: [records[row] for row in rows] for name, rows in plan.sets.items()}
+    return Parts([records[row] for row in plan.train], sets, plan.explanation, list(plan.held_out_tasks))
+
+
+def check_watch(watch: str) -> None:
+    """Raises InputError for a metric that does not exist."""
+    if watch != "loss" and watch not in METRICS:
+        raise InputError(f"watch: unknown metric '{watch}', {did_you_mean(watch, ['loss', *METRICS])}")
+
+
+def make_monitor(parts: Parts, settings: TuneSettings) -> Monitor:
+    """The stated mix of the sets: unseen tasks weigh `unseen_weight`, the rest of the weight is shared by the others."""
+    others = [name for name in parts.sets if name != UNSEEN]
+    weights = {UNSEEN: settings.unseen_weight} if UNSEEN in parts.sets else {}
+    rest = 1 - settings.unseen_weight if weights else 1.0
+    weights |= {name: rest / len(others) for name in others}
+    if not others:
+        weights = dict.fromkeys(weights, 1.0)
+    return Monitor(
+        weights={name: weight for name, weight in weights.items() if weight} or dict.fromkeys(weights, 1.0),
+        metric=settings.watch,
+        higher_is_better=settings.watch != "loss" and METRICS[settings.watch].higher_is_better,
+        patience=settings.patience,
+    )
+
+
+class Watcher:
+    """Looks at the held-out sets; `look` is what the training loop is handed."""
+
+    def __init__(
+        self,
+        model: Any,
+        backbone: Backbone,
+        renderer: Renderer,
+        parts: Parts,
+        settings: TuneSettings,
+        autocast: Callable[[], AbstractContextManager],
+        max_length: int,
+    ) -> None:
+        self.model, self.backbone, self.renderer = model, backbone, renderer
+        self.settings, self.autocast = settings, autocast
+        self.rendered: dict[str, list[Rendered]] = {}
+        self.records: dict[str, list[Record]] = {}
+        for name, records in parts.sets.items():
+            order = np.random.default_rng(settings.seed).permutation(len(records))[: settings.eval_rows]
+            chosen = [records[place] for place in sorted(order)]
+            fitted = fit(chosen, renderer, max_length, settings.on_long)
+            self.rendered[name] = fitted.rendered
+            self.records[name] = [chosen[place] for place in fitted.kept]
+        self.labels = label_set([record.answer for record in parts.train])
+
+    def look(self, step: int) -> Mapping[str, Mapping[str, float]]:
+        """Held-out set -> metric -> value."""
+        return {name: self._look(name) for name in self.rendered}
+
+    def _look(self, name: str) -> dict[str, float]:
+        losses = row_losses(
+            self.model,
+            self.rendered[name],
+            pad_id=self.backbone.pad_id,
+            batch_tokens=4 * self.settings.batch_tokens,
+            autocast=self.autocast,
+        )
+        figures = {"loss": mean_loss(losses)}
+        if self.settings.watch != "loss":
+            figures[self.settings.watch] = self._metric(name, losses)
+        return figures
+
+    def _metric(self, name: str, losses: list[tuple[float, int]]) -> float:
+        rows, records = self.rendered[name], self.records[name]
+        longest = max(len(row.ids) - row.prompt_end for row in rows)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.autocast(), console.progress(len(rows), f"Answering {name}", unit="rows") as bar:
+                answers = generate(
+                    self.model,
+                    [row.ids[: row.prompt_end] for row in rows],
+                    stop_ids=self.renderer.stop_ids(self.backbone.stop_ids),
+                    pad_id=self.backbone.pad_id,
+                    sampling=Sampling(max_new_tokens=longest + 8),
+                    done=bar.advance,
+                )
+        finally:
+            self.model.train(was_training)
+        texts = [self.renderer.decode(answer.ids) for answer in answers]
+        scores = score(texts, [record.answers for record in records], labels=self.labels, losses=losses)
+        if self.settings.watch not in scores.statistics:
+            raise InputError(f"watch: {self.settings.watch} can't be computed on these rows (no closed set of labels)")
+        return scores.statistics[self.settings.watch].value
+
+
+__all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "make_monitor", "part_rows"]

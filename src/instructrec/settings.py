@@ -1,0 +1,440 @@
+"""Settings from a YAML file and the command line, and where each value came from.
+
+Every scalar of the file is taken as the text that stands there and read by the type of its field, as on the command
+line: YAML 1.1 would make text of `1e-4`, a truth value of `no` and 8 of `010`.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from .config import Settings
+from .errors import DataError, InputError, Problem, nearest
+
+S = TypeVar("S", bound=Settings)
+
+COMMAND_LINE = "command line"
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
+DATA = "data"  # the one key of a file that is not a setting: the rows files
+NULLS = ("", "~", "null", "none")
+TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+# What other programs call these settings, for the hint at an unknown key.
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "batch_size": "batch_tokens",
+    "micro_batch_size": "batch_rows",
+    "per_device_train_batch_size": "batch_rows",
+    "gradient_accumulation_steps": "accumulation",
+    "gradient_checkpointing": "checkpointing",
+    "max_seq_length": "max_length",
+    "cutoff_len": "max_length",
+    "max_grad_norm": "clip",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "output_dir": "out",
+    "base_model": "model",
+    "model_name_or_path": "model",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "dtype": "precision",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One setting: its dotted key, what it may be, and what it is if nobody says anything."""
+
+    key: str
+    base: Any  # bool, int, float, str, dict, or the tuple of choices
+    optional: bool
+    want: str
+    default: Any
+    description: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[S]):
+    """Checked settings, where each came from (`default`, `run.yaml:12`, `command line`) and the rows files named.
+
+    `origins` has every key of the class, and `data` where rows files were named.
+    """
+
+    settings: S
+    origins: dict[str, str]
+    data: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value as it was written: text, list of texts or pairs."""
+
+    key: str
+    value: str | list[str] | dict[str, str]
+    file: str
+    line: int
+    quoted: bool = False
+
+    @property
+    def origin(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+    def problem(self, reason: str) -> Problem:
+        return Problem(self.file, self.line, self.key, reason)
+
+
+def resolve(cls: type[S], file: Path | None, overrides: Sequence[tuple[str, str]]) -> Resolved[S]:
+    """Defaults, then the file, then the overrides (pairs of key and text; `lora.rank`, `lora-rank`, `lora_rank`).
+
+    Raises `DataError` with every problem of both, each at its line.
+    """
+    leaves = leaves_of(cls)
+    problems: list[Problem] = []
+    given = list(_from_file(file, leaves, problems)) if file else []
+    given += [_Given(_spelled(key, leaves), text, COMMAND_LINE, 0, quoted=False) for key, text in overrides]
+    chosen: dict[str, _Given] = {}
+    for item in given:
+        before = chosen.get(item.key)
+        if item.key != DATA and item.key not in leaves:
+            problems.append(item.problem(_unknown(item.key, leaves)))
+        elif before and before.file == item.file and (item.line or before.value != item.value):
+            problems.append(item.problem("given twice" + (f" (first in line {before.line})" if before.line else "")))
+        else:
+            chosen[item.key] = item
+    data = chosen.pop(DATA, None)
+    values = {key: _parse(item, leaves[key], problems) for key, item in chosen.items()}
+    settings = _validated(cls, values, chosen, leaves, problems)
+    if problems or settings is None:
+        problems.sort(key=lambda problem: (problem.file == COMMAND_LINE, problem.line))
+        raise DataError(problems)
+    origins = {DATA: data.origin} if data else {}
+    origins |= {key: chosen[key].origin if key in chosen else "default" for key in leaves}
+    return Resolved(settings, origins, _files(data) if data else ())
+
+
+def leaves_of(cls: type[Settings]) -> dict[str, Leaf]:
+    """Every setting of a class by its dotted key, in the order of the help."""
+    leaves: dict[str, Leaf] = {}
+    for name, field in cls.model_fields.items():
+        base, optional, limits = _unwrap(field.annotation, field.metadata)
+        if isinstance(base, type) and issubclass(base, Settings):
+            for leaf in leaves_of(base).values():
+                key = f"{name}.{leaf.key}"
+                leaves[key] = Leaf(key, leaf.base, leaf.optional, leaf.want, leaf.default, leaf.description, leaf.group)
+            continue
+        owner = next(parent for parent in cls.__mro__ if name in parent.__dict__.get("__annotations__", {}))
+        base = dict if get_origin(base) is dict else base
+        want = _want(base, limits) + (" or none" if optional else "")
+        default = field.get_default(call_default_factory=True)
+        leaves[name] = Leaf(name, base, optional, want, default, field.description or "", owner.__dict__["group"])
+    return leaves
+
+
+def values_of(settings: Settings) -> dict[str, Any]:
+    """The values of checked settings by dotted key."""
+    values: dict[str, Any] = {}
+    for key in leaves_of(type(settings)):
+        value: Any = settings
+        for part in key.split("."):
+            value = getattr(value, part)
+        values[key] = value
+    return values
+
+
+def shown(value: Any) -> str:
+    """A value as it could be given on the command line."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, dict):
+        return ",".join(f"{name}={column}" for name, column in value.items()) or "none"
+    if isinstance(value, list):
+        return " ".join(value)
+    return "''" if value == "" else str(value)
+
+
+def _unwrap(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, bool, list[Any]]:
+    """Plain type (or tuple of choices), whether None is allowed, and the limits of numbers."""
+    limits = list(metadata)
+    if get_origin(annotation) in (Union, types.UnionType):
+        (inner,) = [part for part in get_args(annotation) if part is not type(None)]
+        base, _, more = _unwrap(inner, [])
+        return base, True, limits + more
+    if get_origin(annotation) is Annotated:
+        inner, *extra = get_args(annotation)
+        for item in extra:
+            limits += getattr(item, "metadata", None) or [item]
+        base, optional, more = _unwrap(inner, limits)
+        return base, optional, more
+    return (get_args(annotation) if get_origin(annotation) is Literal else annotation), False, limits
+
+
+def _want(base: Any, limits: Sequence[Any]) -> str:
+    """The allowed values in words."""
+    if isinstance(base, tuple):
+        return ", ".join(base[:-1]) + f" or {base[-1]}"
+    if base in (int, float):
+        bound = {
+            name: getattr(limit, name) for limit in limits for name in ("gt", "ge", "lt", "le") if hasattr(limit, name)
+        }
+        if base is int:
+            low = bound.get("ge", bound["gt"] + 1 if "gt" in bound else None)
+            high = bound.get("le", bound["lt"] - 1 if "lt" in bound else None)
+            parts = [f"from {low}" if low is not None else "", f"to {high}" if high is not None else ""]
+            words = " ".join(part for part in parts if part)
+            return f"a whole number {words}" + (" upwards" if high is None and low is not None else "")
+        limits_in_words = [
+            f"above {bound['gt']:g}" if "gt" in bound else "",
+            f"from {bound['ge']:g}" if "ge" in bound else "",
+        ]
+        limits_in_words += [
+            f"to {bound['le']:g}" if "le" in bound else "",
+            f"to below {bound['lt']:g}" if "lt" in bound else "",
+        ]
+        upwards = " upwards" if "ge" in bound and not {"le", "lt"} & set(bound) else ""
+        return " ".join(["a number", *filter(None, limits_in_words)]) + upwards
+    return {bool: "true or false", dict: "pairs such as instruction=text,answer=label"}.get(base, "text")
+
+
+def _spelled(key: str, leaves: dict[str, Leaf]) -> str:
+    """The known key that a spelling with dashes or underscores means."""
+    plain = key.strip().replace("-", "_")
+    by_flat = {known.replace(".", "_"): known for known in leaves}
+    return by_flat.get(plain.replace(".", "_"), plain)
+
+
+def _unknown(key: str, leaves: dict[str, Leaf]) -> str:
+    prefix, _, last = key.rpartition(".")
+    match = ELSEWHERE.get(key)
+    inside = [known for known in leaves if prefix and known.startswith(prefix + ".")]
+    match = match if match in leaves else nearest(key, leaves)
+    if not match and inside:
+        return "unknown setting, known: " + ", ".join(inside)
+    by_leaf = {known.rpartition(".")[2]: known for known in leaves}
+    match = match or by_leaf.get(last)
+    if match:
+        return f"unknown setting, did you mean '{match}'?"
+    return "unknown setting ('instructrec config show' lists all)"
+
+
+def _parse(item: _Given, leaf: Leaf, problems: list[Problem]) -> Any:
+    """The value as its field's type; what can't be read as that is passed on as text, for pydantic to refuse."""
+    value = item.value
+    if not isinstance(value, str) or (item.quoted and leaf.base is str):
+        return value
+    text = value.strip()
+    if leaf.optional and not item.quoted and (text.lower() in NULLS[1:] or (text == "" and item.line)):
+        return None
+    if text == "" and item.line and not item.quoted:
+        problems.append(item.problem(f"has no value (want {leaf.want})"))
+        return leaf.default
+    return _READERS[leaf.base](text) if leaf.base in _READERS else value
+
+
+def _to_int(text: str) -> Any:
+    number = _to_float(text)
+    if re.fullmatch(r"[+-]?\d{1,18}", text):  # Python refuses to convert thousands of digits
+        return int(text)
+    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 1e18 else text
+
+
+def _to_float(text: str) -> Any:
+    try:  # YAML writes .inf and .nan
+        return float(re.sub(r"^([+-]?)\.(inf|nan)$", r"\1\2", text, flags=re.IGNORECASE))
+    except ValueError:
+        return text
+
+
+def _to_bool(text: str) -> Any:
+    return TRUTHS.get(text.lower(), text)
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {int: _to_int, float: _to_float, bool: _to_bool}
+
+
+def _files(item: _Given) -> tuple[str, ...]:
+    return (item.value,) if isinstance(item.value, str) else tuple(item.value)
+
+
+def _validated(
+    cls: type[S], values: dict[str, Any], given: dict[str, _Given], leaves: dict[str, Leaf], problems: list[Problem]
+) -> S | None:
+    """The settings object; pydantic's complaints become problems at the places that caused them."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    try:
+        return cls.model_validate(nested)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            parts = [str(part) for part in detail["loc"]]
+            key = next(
+                (".".join(parts[:end]) for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in given), ""
+            )
+            if not key:
+                message = detail["msg"].removeprefix("Value error, ")
+                problems.append(Problem(next((item.file for item in given.values()), COMMAND_LINE), 0, "", message))
+            elif not any(problem.field == key for problem in problems):
+                reason = f"{_reason(detail['type'])} (got {_got(given[key])}, want {leaves[key].want})"
+                problems.append(given[key].problem(reason))
+        return None
+
+
+def _reason(kind: str) -> str:
+    if kind.startswith(("greater_than", "less_than")):
+        return "out of range"
+    return {"literal_error": "unknown value", "finite_number": "not a finite number"}.get(kind, "not the right kind")
+
+
+def _got(item: _Given) -> str:
+    if isinstance(item.value, str):
+        text = item.value if item.value.strip() and item.value.isprintable() else repr(item.value)
+        return text if len(text) <= 60 else text[:57] + "…"
+    return "a list" if isinstance(item.value, list) else "a section"
+
+
+class _Refused(yaml.YAMLError):
+    """What YAML allows and we do not."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only: no alias (a few of them can expand to gigabytes), no tag, no deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise _Refused(line, "anchors (&) and aliases (*) are not allowed; quote the text if it starts like one")
+        if getattr(event, "tag", None):
+            raise _Refused(line, "tags (!) are not allowed; quote the text if it starts like one")
+        if self.depth >= MAX_DEPTH:
+            raise _Refused(line, f"nested too deep (want at most {MAX_DEPTH} levels)")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def _text_of(file: Path) -> str:
+    """The file's text; `InputError` naming it when it can't be one of ours."""
+    if not file.exists():
+        near = nearest(file.name, [path.name for path in file.parent.glob("*.y*ml")])
+        raise InputError(f"{file}: no such file" + (f", did you mean '{file.parent / near}'?" if near else ""))
+    if not file.is_file():  # opening a named pipe would wait for ever
+        raise InputError(f"{file}: not a file" if not file.is_dir() else f"{file}: is a folder")
+    try:
+        with open(file, "rb") as handle:
+            raw = handle.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"{file}: too large for settings (got {file.stat().st_size} bytes, want at most {MAX_BYTES})")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        reason = f"not UTF-8, byte 0x{raw[error.start]:02x} at {error.start}"
+        raise DataError([Problem(str(file), line, "", reason)]) from error
+
+
+def _from_file(file: Path, leaves: dict[str, Leaf], problems: list[Problem]) -> Iterator[_Given]:
+    """The values a YAML file gives, each with its line; raises at once when it isn't YAML that we take."""
+    text, name = _text_of(file), str(file)
+    tabs = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)]
+    if tabs:
+        raise DataError([Problem(name, number, "", "tab in the indentation (want spaces)") for number in tabs])
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except _Refused as error:
+        raise DataError([Problem(name, error.line, "", str(error))]) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = "tab before a value (want a space)" if "'\\t'" in str(error.problem) else f"not YAML: {error.problem}"
+        raise DataError([Problem(name, mark.line + 1 if mark else 0, "", reason)]) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise DataError([Problem(name, line, "", f"character U+{error.character:04X} is not allowed")]) from error
+    if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
+        return
+    if not isinstance(root, yaml.MappingNode):
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else "text"
+        line = root.start_mark.line + 1
+        raise DataError([Problem(name, line, "", f"not settings (got {kind}, want lines such as learning_rate: 1e-4)")])
+    yield from _walk(root, "", name, leaves, problems)
+
+
+def _walk(
+    node: yaml.MappingNode, prefix: str, file: str, leaves: dict[str, Leaf], problems: list[Problem]
+) -> Iterator[_Given]:
+    """The leaves under a mapping; sections are known by the keys that start with their name."""
+    first: dict[str, int] = {}
+    for key_node, value in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            problems.append(Problem(file, line, "", "a list or section cannot be the name of a setting"))
+            continue
+        key = prefix + key_node.value
+        if key in first:
+            problems.append(Problem(file, line, key, f"given twice (first in line {first[key]})"))
+            continue
+        first[key] = line
+        section = any(known.startswith(key + ".") for known in leaves)
+        if section and isinstance(value, yaml.MappingNode):
+            yield from _walk(value, key + ".", file, leaves, problems)
+        elif section:
+            if not (isinstance(value, yaml.ScalarNode) and value.value.lower() in NULLS):
+                known = ", ".join(known for known in leaves if known.startswith(key + "."))
+                problems.append(Problem(file, line, key, f"is a section (want it to hold some of {known})"))
+        else:
+            yield _leaf(key, value, file, line, leaves, problems)
+
+
+def _leaf(key: str, node: yaml.Node, file: str, line: int, leaves: dict[str, Leaf], problems: list[Problem]) -> _Given:
+    """One value; a list or a section where none can stand is left as it is, for the check of types to name."""
+    if isinstance(node, yaml.ScalarNode):
+        return _Given(key, node.value, file, line, quoted=node.style is not None)
+    if isinstance(node, yaml.SequenceNode):
+        texts = [item.value for item in node.value if isinstance(item, yaml.ScalarNode)]
+        if key == DATA and (len(texts) < len(node.value) or not texts):
+            problems.append(Problem(file, line, key, "want a file name or a list of file names"))
+        return _Given(key, texts, file, line)
+    pairs: dict[str, str] = {}
+    for name, value in node.value:
+        if not (isinstance(name, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)):
+            if key in leaves:
+                problems.append(
+                    Problem(file, name.start_mark.line + 1, key, f"nested too deep (want {leaves[key].want})")
+                )
+        elif name.value in pairs:
+            problems.append(Problem(file, name.start_mark.line + 1, f"{key}.{name.value}", "given twice"))
+        else:
+            pairs[name.value] = value.value
+    if key == DATA:
+        problems.append(Problem(file, line, key, "want a file name or a list of file names"))
+    return _Given(key, pairs, file, line)

@@ -1,0 +1,218 @@
+"""The one training loop. It is handed rendered rows, plain numbers, and callables for looking and keeping.
+
+Loss of an optimizer step = sum over the supervised tokens of all its micro-batches, on all processes, divided by
+their number: it does not depend on how the step is cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..errors import InstructRecError
+from ..models.methods import trained_parameters
+from ..prompts.template import Rendered
+from .batching import collate, padding_share, plan_epoch
+from .loss import token_losses
+from .monitor import Monitor
+from .schedule import learning_rate
+
+Look = Mapping[str, Mapping[str, float]]  # held-out set -> metric -> value
+
+
+class NonFinite(InstructRecError):
+    """The loss or a gradient is not finite; weights are as before the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train: plain numbers, as in `config.TuneSettings`."""
+
+    epochs: float
+    batch_tokens: int
+    learning_rate: float
+    max_steps: int | None = None
+    batch_rows: int | None = None
+    accumulation: int = 1
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    look_every: int | None = None
+    save_every: int | None = None
+    pad_id: int = 0
+
+
+@dataclass
+class Hooks:
+    """What the loop calls besides training; each may be left out.
+
+    look(step) -> figures on held-out sets.  log(entry): one object a step or look.  save(step, state): a checkpoint,
+    also called whenever a look was the best so far.  stop() -> a reason to stop at the next step edge, or ''.
+    """
+
+    look: Callable[[int], Look] | None = None
+    log: Callable[[dict[str, Any]], None] = lambda entry: None
+    save: Callable[[int, dict[str, Any]], None] | None = None
+    stop: Callable[[], str] = lambda: ""
+
+
+@dataclass
+class Outcome:
+    """What training came to."""
+
+    steps: int = 0
+    stopped: str = ""
+    seconds: float = 0.0  # spent in training steps, looks and saving left out
+    tokens: int = 0
+    supervised_tokens: int = 0
+    padding_share: float = 0.0
+    row_log: list[tuple[int, ...]] = field(default_factory=list)  # rows of each step, as they were met
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of rows, padding left out."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that totals go on after a resume."""
+        return {"seconds": self.seconds, "tokens": self.tokens, "supervised_tokens": self.supervised_tokens}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.seconds, self.tokens = state["seconds"], state["tokens"]
+        self.supervised_tokens = state["supervised_tokens"]
+
+
+def plan_steps(lengths: Sequence[int], plan: Plan) -> list[list[list[int]]]:
+    """Micro-batches of every optimizer step of the whole run; the last step of an epoch may have fewer."""
+    steps: list[list[list[int]]] = []
+    epoch = 0
+    while epoch < plan.epochs:
+        batches = plan_epoch(lengths, seed=plan.seed, epoch=epoch, tokens=plan.batch_tokens, rows=plan.batch_rows)
+        size = plan.accumulation
+        cut = [batches[start : start + size] for start in range(0, len(batches), size)]
+        share = min(1.0, plan.epochs - epoch)
+        steps += cut[: max(1, round(len(cut) * share))]
+        if plan.max_steps is not None and len(steps) >= plan.max_steps:
+            return steps[: plan.max_steps]
+        epoch += 1
+    return steps
+
+
+def make_optimizer(model: Any, plan: Plan) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101); decay on matrices only, as is usual: biases and norms are left alone."""
+    parameters = list(trained_parameters(model).values())
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    others = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    fused = all(parameter.is_floating_point() and parameter.dtype != torch.float64 for parameter in parameters)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=plan.learning_rate, fused=fused)
+
+
+def optimizer_names(model: Any) -> list[str]:
+    """Names of the parameters in the order in which `make_optimizer` hands them over."""
+    named = trained_parameters(model)
+    matrices = [name for name, parameter in named.items() if parameter.ndim >= 2]
+    return matrices + [name for name, parameter in named.items() if parameter.ndim < 2]
+
+
+class Training:
+    """Model, optimizer and rows on their way through the steps of a plan."""
+
+    def __init__(self, model: Any, rows: Sequence[Rendered], plan: Plan, accelerator: Accelerator) -> None:
+        self.rows, self.plan, self.accelerator = rows, plan, accelerator
+        self.lengths = [len(row.ids) for row in rows]
+        self.steps = plan_steps(self.lengths, plan)
+        self.names = optimizer_names(model)
+        optimizer = make_optimizer(model, plan)
+        # One process needs no wrapper; several get one whose hooks see the backward pass.
+        self.head_of = model
+        self.model = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.outcome = Outcome(padding_share=padding_share(self.lengths, [b for step in self.steps for b in step]))
+
+    def run(self, monitor: Monitor, hooks: Hooks, first_step: int = 0) -> Outcome:
+        """Train from `first_step` to the end of the plan, or until the monitor's patience runs out."""
+        plan, outcome, total = self.plan, self.outcome, len(self.steps)
+        outcome.steps, outcome.stopped = first_step, f"all {total} steps done"
+        if first_step == 0:
+            self._look(0, monitor, hooks)
+        for step in range(first_step, total):
+            started = time.perf_counter()
+            entry = self._step(step)
+            seconds = time.perf_counter() - started
+            done, outcome.steps, outcome.seconds = step + 1, step + 1, outcome.seconds + seconds
+            hooks.log(entry | {"seconds": round(outcome.seconds, 3), "tokens_per_second": entry["tokens"] / seconds})
+            last, reason, best = done == total, hooks.stop(), False
+            if plan.look_every and (done % plan.look_every == 0 or last) and not reason:
+                best = self._look(done, monitor, hooks)
+                if monitor.exhausted and not last:
+                    reason = f"no improvement in {monitor.misses} looks, stopped at step {done} of {total}"
+            due = bool(plan.save_every) and done % (plan.save_every or 1) == 0
+            if hooks.save and (best or due or last or reason):
+                hooks.save(done, {"monitor": monitor.state(), "outcome": outcome.state()})
+            if reason:
+                outcome.stopped = reason
+                break
+        return outcome
+
+    def _look(self, step: int, monitor: Monitor, hooks: Hooks) -> bool:
+        """Measure on held-out rows; True if this is the best so far. The untuned model (step 0) is only a reference."""
+        if hooks.look is None:
+            return False
+        look = hooks.look(step)
+        best = bool(step) and monitor.update(step, look)
+        hooks.log({"step": step, "look": look, "watched": monitor.watched(look), "best": best})
+        return best
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One optimizer step; raises NonFinite before any weight has changed."""
+        plan, accelerator = self.plan, self.accelerator
+        mine = self.steps[step][accelerator.process_index :: accelerator.num_processes]
+        batches = [collate([self.rows[n] for n in numbers], plan.pad_id, numbers) for numbers in mine]
+        counts = torch.tensor([sum(len(batch.targets) for batch in batches)], device=accelerator.device)
+        targets = int(accelerator.reduce(counts, "sum")[0])
+        rate = learning_rate(step, len(self.steps), plan.learning_rate, plan.warmup, plan.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        for place, batch in enumerate(batches):
+            # Gradients meet once a step: DDP's own averaging (divide by processes) is undone by the factor.
+            with accelerator.no_sync(self.model) if place + 1 < len(batches) else contextlib.nullcontext():
+                with accelerator.autocast():
+                    part = token_losses(self.model, batch.to(accelerator.device), self.head_of).sum() / targets
+                if not torch.isfinite(part):
+                    self._refuse(step, "loss", batch.rows)
+                accelerator.backward(part * accelerator.num_processes)
+            loss += part.detach().double()
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), plan.clip)
+        if not torch.isfinite(norm):
+            self._refuse(step, "gradient", [number for batch in batches for number in batch.rows])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(self.lengths[number] for numbers in mine for number in numbers)
+        self.outcome.tokens += tokens
+        self.outcome.supervised_tokens += targets
+        self.outcome.row_log.append(tuple(number for numbers in mine for number in numbers))
+        return {
+            "step": step + 1,
+            "loss": float(accelerator.reduce(loss, "sum")),
+            "learning_rate": rate,
+            "grad_norm": float(norm),
+            "tokens": tokens,
+            "supervised_tokens": targets,
+        }
+
+    def _refuse(self, step: int, what: str, numbers: Sequence[int]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        places = ", ".join(str(self.rows[number].origin) for number in list(numbers)[:8])
+        raise NonFinite(f"step {step + 1}: the {what} is not finite; stopped before the update. Rows: {places}")
