@@ -107,7 +107,8 @@ def _trained(splitter: pre_tokenizers.PreTokenizer, size: int, alphabet: list[st
     learner = Tokenizer(BPE())
     learner.pre_tokenizer = splitter
     trainer = BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    learner.train_from_iterator(TEXT.splitlines(keepends=True), trainer)
+    # Blank lines between, so that "\n\n" is one token: what is cut before a header then has ids of its own.
+    learner.train_from_iterator((line + "\n\n" for line in TEXT.splitlines()), trainer)
     state = json.loads(learner.to_str())["model"]
     return state["vocab"], [tuple(pair) for pair in state["merges"]]
 

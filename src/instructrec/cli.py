@@ -189,6 +189,9 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 (a bug of ours), 2 (bad input), 3 (the machine), 130 (Ctrl-C)."""
+    # Threads that wait by spinning lose eightfold as soon as another program wants a core; OpenMP reads this when
+    # torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments, debug = _arguments(sys.argv[1:] if argv is None else argv)
     try:
         for stream in (sys.stdout, sys.stderr):

@@ -107,7 +107,7 @@ class HeldOutSettings(Settings):
     unseen_weight: float = Field(0.5, ge=0, le=1, description="weight of unseen tasks in the watched mix")
     watch: str = Field("loss", description="what decides the best checkpoint: loss, or a metric such as exact_match")
     eval_every: PositiveInt | None = Field(
-        None, description="steps between two looks at the held-out rows; default: 4 an epoch"
+        None, description="steps between two looks at the held-out rows; default: 2 an epoch"
     )
     eval_rows: PositiveInt = Field(100, description="held-out rows looked at, for each set")
     patience: Annotated[int, Field(ge=0)] = Field(
@@ -121,7 +121,7 @@ class OptimisationSettings(Settings):
     group: ClassVar[str] = "Optimisation"
     epochs: PositiveFloat = Field(4.0, description="passes over the training rows")
     max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps")
-    batch_tokens: PositiveInt = Field(1024, description="tokens of one micro-batch, padding included")
+    batch_tokens: PositiveInt = Field(512, description="tokens of one micro-batch, padding included")
     batch_rows: PositiveInt | None = Field(None, description="rows of one micro-batch at most")
     accumulation: PositiveInt = Field(1, description="micro-batches of one optimizer step")
     learning_rate: PositiveFloat | None = Field(

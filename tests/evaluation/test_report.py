@@ -261,7 +261,7 @@ def test_loss_curve_shows_every_set_and_the_step_kept() -> None:
     axes = figure.axes[0]
     assert [line.get_label() for line in axes.get_lines()][1:4] == [
         "training, mean of 5 steps",
-        "held out, seen tasks",
+        "held out, rows like those trained on",
         "held out, unseen tasks",
     ]
     assert list(axes.get_lines()[3].get_xydata()[:, 1]) == [3.2, 1.5]

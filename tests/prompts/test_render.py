@@ -205,6 +205,16 @@ def test_decode_and_stop_ids(kind: str) -> None:
     assert made.stop_ids([7]) == sorted({7, made.end_id, made.tokenizer.eos_token_id})
 
 
+def test_thinking_is_switched_off_where_a_template_can() -> None:
+    source = (
+        "{% if enable_thinking is defined %}(quiet){% endif %}{% for m in messages %}"
+        "{% if m.role == 'assistant' and enable_thinking is not defined %}<think>{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    row = Renderer(tokenizer("qwen"), source, name="x").render(chat("hi", "ho"))
+    assert tokenizer("qwen").decode(row.ids) == "(quiet)hi<|im_end|>ho<|im_end|>"
+
+
 def test_a_template_without_end_token_gets_the_tokenizers(tmp_path: Path) -> None:
     source = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:"
@@ -307,6 +317,10 @@ def test_which_template_is_chosen(tmp_path: Path) -> None:
         InputError, match="^template: this model brings no chat template .want alpaca, plain or a Jinja"
     ):
         make_renderer(tiny.tokenizer("gpt2"), "model")
+    with pytest.raises(InputError) as caught:
+        (tmp_path / "bad.jinja").write_bytes(b"x\xff")
+        make_renderer(tiny.tokenizer("gpt2"), str(tmp_path / "bad.jinja"))
+    assert str(caught.value) == f"{tmp_path / 'bad.jinja'}: not UTF-8 at byte 1"
     with pytest.raises(InputError) as caught:
         make_renderer(tiny.tokenizer("gpt2"), "alpacca")
     assert str(caught.value) == "template: unknown template 'alpacca', did you mean 'alpaca'?"

@@ -73,6 +73,15 @@ def test_words_that_only_a_chat_template_knows_stay_text_under_other_templates()
         assert tokens.decode(ids) == f"a{word}b\n"
 
 
+def test_control_tokens_that_overlap_each_other_stay_text() -> None:
+    tokens = tiny.tokenizer("gpt2")
+    words = ["<a><b>", "<b><a>"]
+    tokens.add_tokens([AddedToken(word, special=True, normalized=False) for word in words])
+    ids = make_renderer(tokens, "plain").prompt_ids(chat("<a><b><a><b>"))
+    assert not set(ids) & set(tokens.convert_tokens_to_ids(words))
+    assert tokens.decode(ids) == "<a><b><a><b>\n"
+
+
 def test_added_tokens_that_are_only_frequent_words_are_used() -> None:
     ids = renderer("gemma", "model").prompt_ids(chat("one\n\n\ntwo"))
     assert tokenizer("gemma").convert_tokens_to_ids("\n\n\n") in ids

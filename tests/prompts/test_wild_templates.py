@@ -133,7 +133,7 @@ CHANNELS = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"""
 
-# template, kind of tokenizer, tokens to add, rendered prompt, supervised text
+# template, kind of tokenizer, tokens to add, rendered prompt, supervised text, the header at the prompt's end
 WILD = {
     "Llama-3": (
         LLAMA_3,
@@ -142,6 +142,7 @@ WILD = {
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nBe kind.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nWhere?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         "Here.<|eot_id|>",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "Qwen2.5": (
         QWEN_25,
@@ -149,6 +150,7 @@ WILD = {
         [],
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n",
         "Here.<|im_end|>",
+        "<|im_start|>assistant\n",
     ),
     "Qwen3": (
         QWEN_3,
@@ -157,6 +159,7 @@ WILD = {
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
         "<think>\n\n</think>\n\n",
         "Here.<|im_end|>",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
     ),
     "Gemma-3": (
         GEMMA_3,
@@ -164,14 +167,16 @@ WILD = {
         [],
         "<bos><start_of_turn>user\nBe kind.\n\nWhere?<end_of_turn>\n<start_of_turn>model\n",
         "Here.<end_of_turn>",
+        "<start_of_turn>model\n",
     ),
-    "Mistral": (MISTRAL, "llama", ["[INST]", "[/INST]"], "<s>[INST]Be kind.\n\nWhere?[/INST]", "Here.</s>"),
+    "Mistral": (MISTRAL, "llama", ["[INST]", "[/INST]"], "<s>[INST]Be kind.\n\nWhere?[/INST]", "Here.</s>", ""),
     "Phi-3": (
         PHI_3,
         "gpt2",
         ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
         "<|system|>\nBe kind.<|end|>\n<|user|>\nWhere?<|end|>\n<|assistant|>\n",
         "Here.<|end|>",
+        "<|assistant|>\n",
     ),
     "gpt-oss": (
         CHANNELS,
@@ -180,13 +185,14 @@ WILD = {
         "<|start|>system<|message|>Be kind.<|end|><|start|>user<|message|>Where?<|end|>"
         "<|start|>assistant<|channel|>final<|message|>",
         "Here.<|return|>",
+        "<|start|>assistant<|channel|>final<|message|>",
     ),
 }
 
 
 @pytest.mark.parametrize("name", WILD)
 def test_it_renders_a_turn(name: str) -> None:
-    source, kind, added, prompt, learned = WILD[name]
+    source, kind, added, prompt, learned, header = WILD[name]
     tokens = tiny.tokenizer(kind)
     tokens.add_tokens([AddedToken(word, special=True, normalized=False) for word in added])
     made = Renderer(tokens, source, name="model")
@@ -197,6 +203,7 @@ def test_it_renders_a_turn(name: str) -> None:
     assert made.decode(row.ids[row.prompt_end :]) == "Here."
     assert row.ids[: row.prompt_end] == tokens(prompt, add_special_tokens=False)["input_ids"]
     assert tokens.decode([made.end_id]) == learned.removeprefix("Here.")
+    assert tokens.decode(row.ids[row.instruction_end : row.prompt_end]) == header
 
 
 def test_supervised_runs_sees_the_same() -> None:  # the helper used elsewhere agrees with the plain list above

@@ -19,7 +19,7 @@ from ..prompts.fewshot import pick_shots, with_shots
 from ..prompts.template import Rendered
 from ..training.loss import row_losses
 
-ARMS = {"base": "Base model", "few_shot": "Base model with examples", "tuned": "Tuned model"}
+ARMS = {"base": "Base model", "few_shot": "Few-shot base model", "tuned": "Tuned model"}
 
 
 @dataclass(frozen=True)

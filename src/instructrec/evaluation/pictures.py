@@ -23,7 +23,7 @@ LINES = ("#0b6bb8", "#c25e00", "#00806a", "#a64d86", "#7a6a00")
 VARIABLES = {INK: "--ink", FAINT: "--line", RAW: "--raw"} | {
     colour: f"--series-{place}" for place, colour in enumerate(LINES)
 }
-SETS = {"seen": "seen tasks"}
+SETS = {"seen": "rows like those trained on"}
 SMOOTHED = 40  # with more steps than this the training loss is drawn as a running mean over the raw line
 
 

@@ -15,6 +15,7 @@ from ..files import read_json
 from ..models import backbone as backbones
 from ..models import methods
 from ..models.backbone import Backbone
+from ..models.loading import quiet
 from ..prompts.choose import make_renderer
 from ..prompts.template import Renderer
 
@@ -86,7 +87,8 @@ def open_target(
         raise InputError(f"{folder}: no {PROMPT_FILE}: without it the model would be asked differently")
     renderer = Renderer.from_json(read_json(folder / PROMPT_FILE), base.tokenizer, str(folder / PROMPT_FILE))
     method = methods.get(run["method"])
-    model = method.load(base.model, folder).to(dtype).eval()
+    with quiet():
+        model = method.load(base.model, folder).to(dtype).eval()
     return Loaded(base, model, renderer.with_system(system) if system else renderer, method, run, folder, precision)
 
 

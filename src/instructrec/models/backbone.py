@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,14 @@ from typing import Any
 import torch
 
 from ..errors import EnvironmentFault, InputError, did_you_mean
-from ..files import cache_dir, new_directory, read_json, sha256_of
+from ..files import cache_dir, new_directory, read_json, sha256_of, write_json
 from . import embedded
+from .loading import BROKEN, LOADING, check_complete, first_line, quiet
 
 # Keys of a config.json that make a library load or run something of the folder's choosing.
 _REFUSED_KEYS = ("_attn_implementation_internal", "_experts_implementation_internal", "model_file", "custom_pipelines")
+# The same keys in their public form may name an implementation of the library's own, never one to fetch ("org/name").
+_IMPLEMENTATIONS = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
 _DEFAULT_LENGTH = 2048
 
 
@@ -101,22 +103,27 @@ def find(name: str, offline: bool = False) -> str:
 def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
     """A decoder with its tokenizer, weights in `dtype`, in evaluation mode, on `device()`.
 
-    Raises InputError for a model that is no decoder, has no safetensors, or whose tokenizer does not fit.
+    Raises InputError for a model that is no decoder, has no safetensors, lacks weights, or whose tokenizer does not
+    fit.
     """
     where = find(name, offline)
     local = Path(where).is_dir()
-    with _quiet():
+    with quiet():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+        # False, not left away: the library would ask on the terminal whether to run the folder's code.
+        given: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         try:
-            config = AutoConfig.from_pretrained(where, local_files_only=local)
+            config = AutoConfig.from_pretrained(where, **given)
             _check_decoder(config, name)
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                where, config=config, dtype=dtype, use_safetensors=True, local_files_only=local
+            tokenizer = AutoTokenizer.from_pretrained(where, **given)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, config=config, dtype=dtype, use_safetensors=True, **LOADING, **given
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"model: '{name}' could not be loaded: {_first_line(error)}") from error
+        except BROKEN as error:
+            raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
+    model, info = loaded
+    check_complete(info, f"model: '{name}'")
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"model: '{name}' has no tokenizer.json (a fast tokenizer is needed)")
     rows = model.get_input_embeddings().weight.shape[0]
@@ -137,21 +144,18 @@ def load_tokenizer(name: str, *, offline: bool = False) -> tuple[Any, int]:
     """Tokenizer of a model, and the default number of tokens a row may have, without loading weights."""
     where = find(name, offline)
     local = Path(where).is_dir()
-    with _quiet():
+    with quiet():
         from transformers import AutoConfig, AutoTokenizer
 
+        given: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         try:
-            config = AutoConfig.from_pretrained(where, local_files_only=local)
-            tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"model: '{name}' could not be loaded: {_first_line(error)}") from error
+            config = AutoConfig.from_pretrained(where, **given)
+            tokenizer = AutoTokenizer.from_pretrained(where, **given)
+        except BROKEN as error:
+            raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
     _check_decoder(config, name)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_LENGTH
     return tokenizer, min(int(positions), _DEFAULT_LENGTH)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -161,7 +165,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     float32 and a rounding step far below that of the 4-bit weights it holds.
     """
     # The conversion's own bar can only be kept away by taking its stream.
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         try:
@@ -170,11 +174,20 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"model: {gguf.name} could not be read as GGUF: {_first_line(error)}") from error
+        except BROKEN as error:
+            raise InputError(f"model: {gguf.name} could not be read as GGUF: {first_line(error)}") from error
         model.config._name_or_path = ""
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    _drop_added_tokens(folder / "tokenizer.json", model.get_input_embeddings().weight.shape[0])
+
+
+def _drop_added_tokens(file: Path, rows: int) -> None:
+    """Take out added tokens for which the embedding has no row: the library gives each byte-level vocabulary a
+    `<|endoftext|>`, also Llama-3's, which has none."""
+    state = read_json(file)
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < rows]
+    write_json(file, state)
 
 
 def _converted(gguf: Path) -> Path:
@@ -198,13 +211,15 @@ def _check_folder(folder: Path) -> None:
         config = read_json(config_file)
     except ValueError as error:
         raise InputError(f"{config_file}: not JSON: {error}") from error
-    for key in _REFUSED_KEYS:
-        if key in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"{config_file}: model_type: missing, this is not a model's configuration")
+    for key, value in _entries(config):
+        if key in _REFUSED_KEYS or (key in _IMPLEMENTATIONS and "/" in str(value)):
             raise InputError(f"{config_file}: {key}: refused, this key can make a library load code")
     if "auto_map" in config:
         from transformers import CONFIG_MAPPING
 
-        if config.get("model_type") not in CONFIG_MAPPING:
+        if config["model_type"] not in CONFIG_MAPPING:
             raise InputError(f"{config_file}: auto_map: refused, this model needs code from its folder")
     if not any(folder.glob("*.safetensors")):
         found = [path.name for path in folder.glob("*.bin")]
@@ -213,26 +228,20 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a configuration and of those nested in it (a picture model's text part)."""
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _entries(value)
+
+
 def _check_decoder(config: Any, name: str) -> None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"model: '{name}' is an encoder-decoder ({config.model_type}); this version tunes decoders")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    # BERT and its kin have a causal class too, but read to both sides unless their configuration says otherwise.
+    two_sided = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or two_sided:
         raise InputError(f"model: '{name}' is no decoder ({config.model_type}); this version tunes decoders")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading shows one bar of ours or nothing; the library's own bars and advice are switched off."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)

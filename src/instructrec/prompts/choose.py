@@ -25,5 +25,9 @@ def make_renderer(tokenizer: Any, template: str = "auto", system: str = "") -> R
         return Renderer(tokenizer, BUILTIN[name], name=name, system=system, own=False)
     path = Path(template)
     if path.is_file():
-        return Renderer(tokenizer, path.read_text(encoding="utf-8"), name=path.name, system=system, own=False)
+        try:
+            source = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
+        return Renderer(tokenizer, source, name=path.name, system=system, own=False)
     raise InputError(f"template: unknown template '{template}', {did_you_mean(name, ['auto', 'model', *BUILTIN])}")

@@ -174,8 +174,7 @@ class _Metered(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        node.expr = self._through(node.expr, "_paid")
-        for operand in node.ops:
+        for operand in node.ops:  # no comparison takes longer than its right side is long
             operand.expr = self._through(operand.expr, "_paid")
         return node
 

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Any
 
 from ..data.records import Origin, Record, Turn
@@ -167,7 +168,7 @@ class Renderer:
         asked = self._text(history, header=True)
         self._check_shown(history, asked)
         prompt = _Text(asked.text + self._lead, asked.spans)
-        header = self._header_start(history, prompt.text)
+        header = self._header_start(history, prompt)
         earlier = self._earlier(history, prompt)
         ids, supervised = list(self._bos), [False] * len(self._bos)
         instruction_end = None
@@ -217,14 +218,25 @@ class Renderer:
                 continue
             (start, end), asked = spans[0], history[:number]
             then = self._plain(asked, header=True) + self._lead
+            before = tuple(span for span in prompt.spans if span[2] < number)
             same = prompt.text.startswith(then) and len(then) <= start and not prompt.text[len(then) : start].strip()
             if same and prompt.text[start:end] == turn.text.strip():
-                places[number] = (self._header_start(asked, then), len(then), end)
+                places[number] = (self._header_start(asked, _Text(then, before)), len(then), end)
         return places
 
-    def _header_start(self, history: Sequence[Turn], prompt: str) -> int:
+    def _header_start(self, history: Sequence[Turn], prompt: _Text) -> int:
+        """Where the last assistant header begins; the end of the prompt if that is unknown."""
         without = self._plain(history, header=False)
-        return len(without) if prompt.startswith(without) else len(prompt)
+        if prompt.text.startswith(without):
+            return len(without)
+        # Some templates end a text that asks for no answer in another way (Phi-3 with its EOS): the header is then
+        # the control token in which the two differ, if no turn's words come after it.
+        words = max((end for _, end, _ in prompt.spans), default=0)
+        differ = len(commonprefix([without, prompt.text]))
+        for match in self._control.finditer(prompt.text, words):
+            if match.start() <= differ < match.end(1):
+                return match.start()
+        return len(prompt.text)
 
     def _answer_ids(self, turns: Sequence[Turn], prompt: str) -> list[int]:
         """The last answer with its end token; one is appended where the template has none.

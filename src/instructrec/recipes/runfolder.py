@@ -25,8 +25,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
-    def open(self, resume: bool) -> None:
-        """Make the folder, or take it up again. Raises InputError when it holds something else."""
+    def check(self, resume: bool) -> None:
+        """Raises InputError when the folder holds something else than a run to go on with; touches nothing."""
         if self.path.is_file():
             raise InputError(f"out: {self.path} is a file (want a folder)")
         if not resume and self.path.is_dir() and any(self.path.iterdir()):
@@ -34,6 +34,9 @@ class RunFolder:
             raise InputError(f"out: {self.path} holds {what}; choose another --out, or go on with --resume")
         if resume and not self.checkpoints.is_dir():
             raise InputError(f"resume: {self.path} holds no checkpoints to go on from")
+
+    def make(self) -> None:
+        """Make the folder where there is none. Raises EnvironmentFault when it can't be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from .. import console
 from ..config import TuneSettings
 from ..data.records import Record, Rows
-from ..errors import InputError
+from ..errors import InputError, InstructRecError
 from ..files import read_json, write_json
 from ..models.methods import Method, get
 from .rows import Data, read_rows
@@ -27,9 +27,10 @@ from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
 # Settings that may differ between a run and its resumption without changing the result.
 _FREE = ("resume", "out", "offline", "tensorboard", "threads")
 SHOTS_KEPT = 200
+MEMORY = "<memory>"  # stands for a file name where rows came from Python
 
 
-class Interrupted(Exception):
+class Interrupted(InstructRecError):
     """Stopped by a signal, with a checkpoint; `exit_code` is what the shell expects of that signal."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -81,13 +82,14 @@ def _tune(data: Data, settings: TuneSettings, origins: dict[str, str], validatio
     method = get(settings.method)
     check_watch(settings.watch)
     folder = RunFolder(_folder(data, settings))
+    folder.check(settings.resume)
     rows = read_rows(data, settings, folder.path / "rejected.jsonl")
     watched = validation if validation is not None else settings.validation
     held = None if watched is None else read_rows(watched, settings)
     parts = part_rows(rows.records, None if held is None else held.records, settings)
     console.say(parts.explanation)
-    folder.open(settings.resume)
     run = _Run(folder, settings, origins, method, rows, parts)
+    run.watched_files = {} if held is None else dict(held.files) or {MEMORY: _digest(held.records)}
     with _quiet():
         run.prepare()
         return run.train()
@@ -115,12 +117,12 @@ class _Run:
     ) -> None:
         self.folder, self.settings, self.origins = folder, settings, origins
         self.method, self.rows, self.parts = method, rows, parts
+        self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
 
     def prepare(self) -> None:
         """Load the backbone, render the rows, attach the method: all that can fail before the first step."""
         import torch
 
-        from ..inference.loading import PROMPT_FILE
         from ..models import backbone as backbones
         from ..prompts.choose import make_renderer
         from ..prompts.lengths import fit
@@ -158,8 +160,6 @@ class _Run:
             self.model = method.load(self.backbone.model, self.checkpoint, trainable=True)
         else:
             self.model = method.attach(self.backbone.model, options, settings.seed)
-            write_json(self.folder.path / "settings.json", self.identity)
-            write_json(self.folder.path / PROMPT_FILE, self.renderer.to_json())
         if settings.checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
@@ -171,14 +171,15 @@ class _Run:
         settings = self.settings.model_dump(mode="json", exclude=set(_FREE))
         return {
             "settings": settings,
-            "data": dict(self.rows.files) or {"<memory>": _digest(self.rows.records)},
+            "data": dict(self.rows.files) or {MEMORY: _digest(self.rows.records)},
+            "validation": self.watched_files,
             "backbone": {"name": self.backbone.name, "fingerprint": fingerprint(self.backbone.folder)},
             "prompt": self.renderer.to_json()["sha256"],
         }
 
     def _checkpoint(self) -> Path:
         """The newest checkpoint, after making sure that it belongs to these settings and rows."""
-        from ..training.checkpoint import checkpoints
+        from ..training.checkpoint import checkpoints, verify
 
         before = read_json(self.folder.path / "settings.json")
         different = _differences(before, self.identity)
@@ -187,18 +188,22 @@ class _Run:
         found = checkpoints(self.folder.checkpoints)
         if not found:
             raise InputError(f"resume: {self.folder.checkpoints} holds no complete checkpoint")
+        verify(found[-1])  # before its weights are read
         return found[-1]
 
     def train(self) -> TuneResult:
         """Run the loop and write what the run folder needs; returns when all is on disk."""
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
+        from ..inference.loading import PROMPT_FILE
         from ..models.methods import trained_parameters
         from ..training import checkpoint
         from ..training.loop import Hooks, Training
 
         started = time.time()
         settings, folder = self.settings, self.folder
+        AcceleratorState._reset_state()  # it would hold a second run of this process to the precision of the first
         accelerator = Accelerator(
             mixed_precision="bf16" if "bfloat16" in str(self.dtype) else "no",
             log_with="tensorboard" if settings.tensorboard else None,
@@ -211,6 +216,7 @@ class _Run:
             self.model, self.backbone, self.renderer, self.parts, settings, accelerator.autocast, self.max_length
         )
         first = 0
+        folder.make()  # all that bad input can stop has passed: until here the folder is untouched
         if self.checkpoint:
             state = checkpoint.restore(self.checkpoint, training.optimizer.optimizer, training.names)
             first = state["step"]
@@ -218,6 +224,9 @@ class _Run:
             training.outcome.restore(state["outcome"])
             folder.forget_after(first)
             console.say(f"Going on after step {first} of {len(training.steps)}")
+        else:
+            write_json(folder.path / "settings.json", self.identity)
+            write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
         if settings.tensorboard:
             accelerator.init_trackers("tensorboard")
         trained = sum(parameter.numel() for parameter in trained_parameters(self.model).values())
@@ -281,12 +290,11 @@ class _Run:
             weight_decay=settings.weight_decay,
             clip=settings.clip,
             seed=settings.seed,
-            save_every=settings.save_steps,
             pad_id=self.backbone.pad_id,
         )
         total = len(plan_steps([len(row.ids) for row in self.fitted.rendered], plan))
-        every = settings.eval_every or max(1, round(total / max(1.0, settings.epochs) / 4))
-        return Plan(**{**plan.__dict__, "look_every": every if self.parts.sets else None})
+        every = settings.eval_every or max(1, round(total / max(1.0, settings.epochs) / 2))
+        return replace(plan, look_every=every if self.parts.sets else None, save_every=settings.save_steps or every)
 
     def _finish(self, best: int, outcome: Any, monitor: Any, seconds: float) -> None:
         """Put the best weights at the top of the folder, then everything that describes them; run.json comes last."""

@@ -62,7 +62,7 @@ def check_watch(watch: str) -> None:
 
 
 def make_monitor(parts: Parts, settings: TuneSettings) -> Monitor:
-    """The stated mix of the sets: unseen tasks weigh `unseen_weight`, the rest of the weight is shared by the others."""
+    """The stated mix of the sets: unseen tasks weigh `unseen_weight`, the others share the rest."""
     others = [name for name in parts.sets if name != UNSEEN]
     weights = {UNSEEN: settings.unseen_weight} if UNSEEN in parts.sets else {}
     rest = 1 - settings.unseen_weight if weights else 1.0

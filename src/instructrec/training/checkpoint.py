@@ -64,13 +64,15 @@ def restore(checkpoint: Path, optimizer: Any, names: list[str]) -> dict[str, Any
     tensors = load_file(checkpoint / "optimizer.safetensors")
     state = read_json(checkpoint / "state.json")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for name, parameter in zip(names, parameters, strict=True):
         prefix = f"optimizer/{name}/"
         kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if kept:
-            # A step counter lives on the processor, moments beside their parameter.
+            # Moments live beside their parameter, and so does the step counter of a fused optimizer; of others it lives
+            # on the processor.
             optimizer.state[parameter] = {
-                key: value if value.ndim == 0 else value.to(parameter.device) for key, value in kept.items()
+                key: value.to(parameter.device) if value.ndim or fused else value for key, value in kept.items()
             }
     torch.set_rng_state(tensors["random/torch"])
     if torch.cuda.is_available() and "random/cuda" in tensors:

@@ -144,7 +144,13 @@ class Training:
         plan, outcome, total = self.plan, self.outcome, len(self.steps)
         outcome.steps, outcome.stopped = first_step, f"all {total} steps done"
         if first_step == 0:
+            torch.manual_seed(plan.seed)  # dropout; a resumed run brings its generators' states along
             self._look(0, monitor, hooks)
+        elif self._look_due(first_step) and monitor.last_look < first_step:
+            self._look(first_step, monitor, hooks)  # a signal stopped the run before it could look
+        if monitor.exhausted and first_step < total:
+            outcome.stopped = self._no_improvement(monitor, first_step)
+            return outcome
         for step in range(first_step, total):
             started = time.perf_counter()
             entry = self._step(step)
@@ -152,10 +158,10 @@ class Training:
             done, outcome.steps, outcome.seconds = step + 1, step + 1, outcome.seconds + seconds
             hooks.log(entry | {"seconds": round(outcome.seconds, 3), "tokens_per_second": entry["tokens"] / seconds})
             last, reason, best = done == total, hooks.stop(), False
-            if plan.look_every and (done % plan.look_every == 0 or last) and not reason:
+            if self._look_due(done) and not reason:
                 best = self._look(done, monitor, hooks)
                 if monitor.exhausted and not last:
-                    reason = f"no improvement in {monitor.misses} looks, stopped at step {done} of {total}"
+                    reason = self._no_improvement(monitor, done)
             due = bool(plan.save_every) and done % (plan.save_every or 1) == 0
             if hooks.save and (best or due or last or reason):
                 hooks.save(done, {"monitor": monitor.state(), "outcome": outcome.state()})
@@ -163,6 +169,13 @@ class Training:
                 outcome.stopped = reason
                 break
         return outcome
+
+    def _look_due(self, done: int) -> bool:
+        every = self.plan.look_every
+        return bool(every) and (done % (every or 1) == 0 or done == len(self.steps))
+
+    def _no_improvement(self, monitor: Monitor, done: int) -> str:
+        return f"no improvement in {monitor.misses} looks, stopped at step {done} of {len(self.steps)}"
 
     def _look(self, step: int, monitor: Monitor, hooks: Hooks) -> bool:
         """Measure on held-out rows; True if this is the best so far. The untuned model (step 0) is only a reference."""

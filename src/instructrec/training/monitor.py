@@ -23,6 +23,7 @@ class Monitor:
     best: float = math.nan
     best_step: int = 0
     misses: int = 0
+    last_look: int = 0
 
     def watched(self, look: Mapping[str, Mapping[str, float]]) -> float:
         """The weighted mean of the metric over the sets."""
@@ -31,7 +32,7 @@ class Monitor:
 
     def update(self, step: int, look: Mapping[str, Mapping[str, float]]) -> bool:
         """Take note of a look; True if it is the best so far. A look that is not finite is never the best."""
-        value = self.watched(look)
+        value, self.last_look = self.watched(look), step
         better = value > self.best if self.higher_is_better else value < self.best
         if math.isfinite(value) and (math.isnan(self.best) or better):
             self.best, self.best_step, self.misses = value, step, 0
@@ -52,9 +53,9 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         best = None if math.isnan(self.best) else self.best
-        return {"best": best, "best_step": self.best_step, "misses": self.misses}
+        return {"best": best, "best_step": self.best_step, "misses": self.misses, "last_look": self.last_look}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The reverse of `state`."""
         self.best = math.nan if state["best"] is None else state["best"]
-        self.best_step, self.misses = state["best_step"], state["misses"]
+        self.best_step, self.misses, self.last_look = state["best_step"], state["misses"], state["last_look"]

@@ -16,7 +16,6 @@ class Method:
     reference: paper or formula.  learning_rate: a peak that works on small models.
     identity_at_start: an attached method changes no output before the first step.
     switchable: `disabled` gives the untuned model back.  mergeable: `merge` is offered.
-    master_weights: the trained weights are the model's own, so they are kept in fp32 while training.
     """
 
     name: ClassVar[str]
@@ -25,7 +24,6 @@ class Method:
     identity_at_start: ClassVar[bool] = True
     switchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
-    master_weights: ClassVar[bool] = False
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model made trainable by this method. Checks precede any change to the model."""

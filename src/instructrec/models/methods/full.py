@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...errors import InputError
+from ..loading import BROKEN, LOADING, check_complete, first_line
 from . import Method
 
 
@@ -21,7 +23,6 @@ class Full(Method):
     reference = "arXiv 2109.01652"
     learning_rate = 5e-5
     switchable = False
-    master_weights = True
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """Every parameter becomes trainable, in fp32."""
@@ -35,11 +36,17 @@ class Full(Method):
         model.save_pretrained(folder)
 
     def load(self, model: Any, folder: Path, *, trainable: bool = False) -> Any:
-        """The backbone's weights replaced by those in `folder`."""
+        """The backbone's weights replaced by those in `folder`. Raises InputError when they are damaged."""
         from transformers import AutoModelForCausalLM
 
+        given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         dtype = model.dtype if not trainable else None
-        tuned = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **LOADING, **given)
+        except BROKEN as error:
+            raise InputError(f"{folder}: the tuned model could not be loaded: {first_line(error)}") from error
+        tuned, info = loaded
+        check_complete(info, str(folder))
         tuned = tuned.to(next(model.parameters()).device)
         tuned.generation_config = model.generation_config
         if trainable:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, did_you_mean
+from ..loading import BROKEN, first_line
 from . import Method
 
 
@@ -67,14 +68,24 @@ class Lora(Method):
         (folder / "README.md").unlink(missing_ok=True)  # PEFT writes a card of its own; the run folder has a better one
 
     def load(self, model: Any, folder: Path, *, trainable: bool = False) -> Any:
-        """The backbone with the adapter from `folder`. Raises InputError when it does not fit the backbone."""
-        from peft import PeftModel
+        """The backbone with the adapter from `folder`. Raises InputError when it is damaged or does not fit."""
+        from peft import PeftModel, get_peft_model_state_dict
+        from safetensors.torch import load_file
 
+        file = folder / "adapter_model.safetensors"
         try:
-            return PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"{folder}: the adapter does not fit this backbone: {first}") from error
+            weights = load_file(file)
+            tuned = PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
+        except BROKEN as error:
+            raise InputError(f"{folder}: the adapter does not fit this backbone: {first_line(error)}") from error
+        # PEFT only warns of weights that are missing or left over, and leaves the missing ones at random.
+        for name in sorted(weights.keys() ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys())[:1]:
+            which = "does not know" if name in weights else "also wants"
+            raise InputError(f"{folder}: the adapter does not fit this backbone: it {which} {name}")
+        for name, weight in weights.items():
+            if not weight.isfinite().all():
+                raise InputError(f"{file}: {name} holds a value that is not finite")
+        return tuned
 
     @contextmanager
     def disabled(self, model: Any) -> Iterator[Any]:

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# What a user would type, each command printed before it runs, with the time of each part at the end.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=runs/demo-$(date +%Y%m%d-%H%M%S)
+times=()
+
+run() {
+  printf '\n\033[1m$ %s\033[0m\n' "$(printf '%q ' "$@")"
+  local start=$SECONDS
+  "$@"
+  times+=("$(printf '%4d s  %s' $((SECONDS - start)) "$1 $2 ${3:-}")")
+}
+
+[ -f .venv/setup-seconds ] && times+=("$(printf '%4d s  setting up .venv (when it was made)' "$(cat .venv/setup-seconds)")")
+
+run instructrec models fetch smollm2-135m
+run instructrec check examples/support.tsv --test examples/test_wordings.tsv --test examples/test_matters.tsv --show 2
+run instructrec tune examples/tune.yaml --out "$out"
+run instructrec evaluate "$out" examples/test_wordings.tsv examples/test_matters.tsv
+while IFS= read -r question; do
+  run instructrec run "$out" "$question"
+done < examples/ask.txt
+
+printf '\nTime of each part:\n'
+printf '%s\n' "${times[@]}"
+printf '\nReport: %s\n' "$PWD/$out/report.html"
+printf 'Next:   .venv/bin/instructrec chat %s\n' "$out"
