@@ -237,7 +237,7 @@ def test_every_setting_of_tune_is_an_option_in_its_group(command: Command) -> No
         assert "--" + re.sub("[._]", "-", leaf.key) + " " in text, leaf.key
         assert f" {leaf.group} " in text, leaf.group
     for shown in (
-        "[default: 1024]",
+        "[default: 512]",
         "--no-resume",
         "cosine|linear|constant",
         "[default: smollm2-135m]",
