@@ -87,7 +87,9 @@ def banking() -> dict[str, Any]:
         draw = random.Random(0)
         chosen = [row for rows in by_label.values() for row in draw.sample(rows, min(share, len(rows)))]
         draw.shuffle(chosen)
-        parts[part] = [{"instruction": instruction, "input": row["text"], "output": row["label"]} for row in chosen[:most]]
+        parts[part] = [
+            {"instruction": instruction, "input": row["text"], "output": row["label"]} for row in chosen[:most]
+        ]
     files = {part: _write(f"banking77/{part}.jsonl", rows) for part, rows in parts.items()}
     return {"train": files["train"], "tests": [files["test"]], "tune": ["--epochs", "6"], "evaluate": []}
 

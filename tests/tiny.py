@@ -197,13 +197,13 @@ def model(kind: str, *, dtype: Any = None, seed: int = 0) -> Any:
     import transformers
 
     numbers = tokenizer(kind)
-    ids = {
+    ids: dict[str, Any] = {
         "vocab_size": len(numbers),
         "bos_token_id": numbers.bos_token_id,
         "eos_token_id": numbers.eos_token_id,
         "pad_token_id": numbers.pad_token_id,
     }
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_attention_heads": 4,
@@ -213,7 +213,7 @@ def model(kind: str, *, dtype: Any = None, seed: int = 0) -> Any:
     }
     config: Any
     if kind == "gpt2":
-        drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        drops: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
         config = transformers.GPT2Config(n_embd=WIDTH, n_layer=2, n_head=4, n_positions=POSITIONS[kind], **drops, **ids)
     elif kind == "qwen":
         config = transformers.Qwen3Config(num_hidden_layers=2, **sizes, **ids)

@@ -39,6 +39,7 @@ Items = Annotated[
     typer.Argument(metavar="ROWS|run.yaml|key=value", help="rows files, a settings file, settings"),
 ]
 
+SMALLER = "smaller: --batch-tokens, --max-length, a smaller --model; --checkpointing trades time for memory"
 EPILOG = "Errors in what you give end with code 2, errors of the machine with 3. --debug shows where one came from."
 
 
@@ -223,7 +224,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         console.fail(f"{place}{error.strerror}")
         return _traced(EnvironmentFault.exit_code, debug)
+    except MemoryError:
+        console.fail(f"out of memory ({SMALLER})")
+        return _traced(EnvironmentFault.exit_code, debug)
     except Exception as error:  # noqa: BLE001 (the last resort: one line instead of a page)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch here would cost seconds
+            console.fail(f"out of memory on the device ({SMALLER})")
+            return _traced(EnvironmentFault.exit_code, debug)
         return _bug(error, debug)
 
 
@@ -381,7 +388,9 @@ def _assistant(target: str, settings: AnswerSettings) -> Assistant:
     options = settings.model_dump()
     threads = options.pop("threads")
     from .inference.assistant import Assistant
+    from .recipes.rows import announce
 
+    announce(target)
     if threads:
         import torch
 

@@ -78,14 +78,20 @@ class ModelSettings(Settings):
     full: FullSettings = Field(default_factory=FullSettings)
 
 
-class PromptSettings(Settings):
-    """What a row looks like to the model."""
+class TemplateSettings(Settings):
+    """How the model is asked."""
 
     group: ClassVar[str] = "Prompt"
     template: str = Field(
         "auto", description="auto (the model's own, else alpaca), model, alpaca, plain, or a Jinja file"
     )
     system: str = Field("", description="system message for rows that have none")
+
+
+class PromptSettings(TemplateSettings):
+    """What a row looks like to the model."""
+
+    group: ClassVar[str] = "Prompt"
     max_length: PositiveInt | None = Field(
         None, description="tokens a row may have; default: what the model can, up to 2048"
     )
@@ -158,7 +164,7 @@ class TuneSettings(
     """Everything `instructrec tune` can be told."""
 
 
-class EvaluateSettings(PromptSettings, MachineSettings, DataSettings):
+class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     """Everything `instructrec evaluate` can be told."""
 
     group: ClassVar[str] = "Evaluation"

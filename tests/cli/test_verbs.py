@@ -241,7 +241,7 @@ def test_every_setting_of_tune_is_an_option_in_its_group(command: Command) -> No
         "--no-resume",
         "cosine|linear|constant",
         "[default: smollm2-135m]",
-        "default: 4 an epoch",
+        "default: 2 an epoch",
     ):
         assert shown in text
 
@@ -270,3 +270,16 @@ def test_rooms_take_what_the_verbs_give() -> None:
     inspect.signature(Assistant).bind("", **options)
     inspect.signature(Assistant.stream).bind(None, "", input="")
     inspect.signature(Assistant.chat).bind(None, [])
+
+
+def test_running_out_of_memory_is_the_machines_fault(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OutOfMemoryError(RuntimeError):  # named like torch's
+        pass
+
+    def full(*_: object) -> str:
+        raise OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("instructrec.environment.describe", full)
+    ended = command("env")
+    assert ended.code == 3
+    assert ended.err.startswith("out of memory on the device (smaller: --batch-tokens")

@@ -73,7 +73,9 @@ def test_gguf_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     weights = found.model.state_dict()
     for name, weight in original.state_dict().items():
         assert torch.equal(weights[name], weight.bfloat16().float()), name
-    assert found.tokenizer("parcel ", add_special_tokens=False) == tiny.tokenizer("llama3")("parcel ", add_special_tokens=False)
+    assert found.tokenizer("parcel ", add_special_tokens=False) == tiny.tokenizer("llama3")(
+        "parcel ", add_special_tokens=False
+    )
     assert found.max_positions == 256
     assert not getattr(found.model.config, "quantization_config", None)
     found.model.save_pretrained(tmp_path / "saved")  # refused while the model is flagged as quantised

@@ -63,7 +63,12 @@ def read(
     if isinstance(path, (str, os.PathLike)):
         name = os.fspath(path).encode("utf-8", "backslashreplace").decode()  # as typed, but always printable
         account = _Account(name, skip=on_bad_row == "skip")
-        if rejected is not None and os.path.exists(rejected) and os.path.samefile(rejected, path):
+        if (
+            rejected is not None
+            and os.path.exists(rejected)
+            and os.path.exists(path)
+            and os.path.samefile(rejected, path)
+        ):
             raise InputError(f"rejected: would overwrite the rows themselves (got {name}, want another file)")
         _read_file(path, account, format, given, instruction)
     else:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from ..data.records import Record, Turn
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .engine import Sampling, generate, stream
 from .loading import Loaded, open_target
+
+BROKEN = "�"  # what a tokenizer puts for bytes that are no character
 
 
 class Assistant:
@@ -28,11 +32,11 @@ class Assistant:
         if threads := options.pop("threads", 0):
             torch.set_num_threads(threads)
         known = {name for name in inspect.signature(open_target).parameters if name != "target"}
+        every = {"threads", *known, *(field.name for field in fields(Sampling))}
+        for name in sorted(options.keys() - every):
+            raise InputError(f"Assistant: unknown option '{name}', {did_you_mean(name, every)}")
         self.loaded: Loaded = open_target(str(target), **{key: options.pop(key) for key in known & options.keys()})
-        try:
-            self.sampling = Sampling(**options)
-        except TypeError as error:
-            raise InputError(f"Assistant: unknown option ({str(error).partition(' got ')[2]})") from error
+        self.sampling = Sampling(**options)
 
     def __call__(self, instruction: str, input: str = "") -> str:
         """The answer to one instruction."""
@@ -48,7 +52,7 @@ class Assistant:
             pad_id=self.loaded.backbone.pad_id,
             sampling=self.sampling,
         )
-        return [self.loaded.renderer.decode(result.ids) for result in results]
+        return [self._whole(result.ids) for result in results]
 
     def stream(self, instruction: str, input: str = "") -> Iterator[str]:
         """The answer to one instruction, piece by piece."""
@@ -83,10 +87,25 @@ class Assistant:
             ids.append(token)
             text = loaded.renderer.decode(ids)
             # A character of several tokens is held back until it is whole; trailing spaces may still be stripped.
-            if text.endswith("�") or not text.startswith(shown):
-                continue
-            yield text[len(shown) :]
-            shown = text
-        rest = loaded.renderer.decode(ids)
-        if rest.startswith(shown):
-            yield rest[len(shown) :]
+            if not text.endswith(BROKEN) and (piece := _after(shown, text)):
+                yield piece
+                shown = text
+        if piece := _after(shown, self._whole(ids)):
+            yield piece
+
+    def _whole(self, ids: list[int]) -> str:
+        """The text of an answer, without the half of a character that the length limit may have cut."""
+        text = self.loaded.renderer.decode(ids)
+        for cut in range(1, 4):  # a character has four bytes at most
+            if not text.endswith(BROKEN):
+                break
+            shorter = self.loaded.renderer.decode(ids[:-cut])
+            if not shorter.endswith(BROKEN):
+                return shorter
+        return text
+
+
+def _after(shown: str, text: str) -> str:
+    """What of `text` comes after what was shown. A stray byte can undo characters before it (byte fallback decodes a
+    run of bytes as one); what was shown stays, and nothing after it is lost."""
+    return text[len(os.path.commonprefix([shown, text])) :]

@@ -74,7 +74,7 @@ def open_target(
         base = backbones.load(target, dtype=dtype, offline=offline)
         return Loaded(base, base.model, make_renderer(base.tokenizer, template, system), None, {}, None, precision)
     folder = Path(target)
-    run = read_json(folder / RUN_FILE)
+    run = _object(folder / RUN_FILE)
     if template != "auto":
         raise InputError(f"template: '{target}' was tuned with its own prompt (leave --template away)")
     base = backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline)
@@ -85,11 +85,21 @@ def open_target(
         )
     if not (folder / PROMPT_FILE).is_file():
         raise InputError(f"{folder}: no {PROMPT_FILE}: without it the model would be asked differently")
-    renderer = Renderer.from_json(read_json(folder / PROMPT_FILE), base.tokenizer, str(folder / PROMPT_FILE))
+    renderer = Renderer.from_json(_object(folder / PROMPT_FILE), base.tokenizer, str(folder / PROMPT_FILE))
     method = methods.get(run["method"])
     with quiet():
         model = method.load(base.model, folder).to(dtype).eval()
     return Loaded(base, model, renderer.with_system(system) if system else renderer, method, run, folder, precision)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        value = read_json(file)
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: not a JSON object")
+    return value
 
 
 def fingerprint(folder: str) -> str:

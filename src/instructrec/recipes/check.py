@@ -11,7 +11,7 @@ from ..config import TuneSettings
 from ..data.consistency import examine
 from ..data.records import Record, Rows
 from ..errors import InputError
-from .rows import read_rows
+from .rows import announce, read_rows
 from .watch import part_rows
 
 GREEN = "bold green"
@@ -58,6 +58,7 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
     from ..prompts.choose import make_renderer
     from ..prompts.lengths import fit
 
+    announce(settings.model)
     tokenizer, limit = load_tokenizer(settings.model, offline=settings.offline)
     renderer = make_renderer(tokenizer, settings.template, settings.system)
     fitted = fit(

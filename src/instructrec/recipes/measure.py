@@ -24,7 +24,7 @@ from ..files import read_json, write_text
 from ..inference.loading import Loaded, is_run, open_target
 from ..measures.metrics import METRICS, RowScores, label_set, score
 from ..measures.statistics import Estimate, bootstrap, paired_difference
-from .rows import Data, read_rows
+from .rows import Data, announce, read_rows
 
 WORST = 10
 RESAMPLES = 1000
@@ -75,6 +75,7 @@ def _evaluate(target: str, data: Data, settings: EvaluateSettings, command: str)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     suites = _suites(data, settings)
+    announce(target)
     loaded = open_target(
         target,
         precision=settings.precision,

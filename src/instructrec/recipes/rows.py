@@ -11,6 +11,7 @@ from .. import console
 from ..config import DataSettings
 from ..data.readers import read
 from ..data.records import Rows
+from ..models import embedded
 
 Data = str | os.PathLike | Rows | Iterable[str | Mapping[str, Any]]
 
@@ -53,3 +54,9 @@ def merge(parts: list[Rows]) -> Rows:
         rejected=sum(part.rejected for part in parts),
         notes=tuple(note for part in parts for note in part.notes),
     )
+
+
+def announce(model: str) -> None:
+    """Say so before a built-in model is fetched: it takes half a minute or more, the first time."""
+    if model in embedded.MODELS and not embedded.cached(model):
+        console.note(f"Fetching {model} (once, {embedded.MODELS[model].bytes / 1e6:.0f} MB) …")

@@ -20,7 +20,7 @@ from ..data.records import Record, Rows
 from ..errors import InputError, InstructRecError
 from ..files import read_json, write_json
 from ..models.methods import Method, get
-from .rows import Data, read_rows
+from .rows import Data, announce, read_rows
 from .runfolder import RUN_FILE, RunFolder, free_folder, last_folder, surroundings
 from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
 
@@ -131,10 +131,7 @@ class _Run:
         threads = settings.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
         self.dtype = backbones.compute_dtype(settings.precision)
-        if settings.model in backbones.embedded.MODELS and not backbones.embedded.cached(settings.model):
-            console.say(
-                f"Fetching {settings.model} (once, {backbones.embedded.MODELS[settings.model].bytes / 1e6:.0f} MB)"
-            )
+        announce(settings.model)
         self.backbone = backbones.load(settings.model, dtype=self.dtype, offline=settings.offline)
         for note in self.backbone.notes:
             console.note(note)

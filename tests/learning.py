@@ -1,0 +1,87 @@
+"""Rows, plans and a few steps of training on tiny models, for tests of several rooms."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from instructrec.config import TuneSettings
+from instructrec.data.records import Origin
+from instructrec.models.methods import Method, trained_parameters
+from instructrec.prompts.template import Rendered
+from instructrec.training.loop import Plan, Training
+
+
+def options_of(method: Method) -> dict[str, Any]:
+    """A method's own settings as `tune` hands them over, at their defaults."""
+    own = getattr(TuneSettings(), method.name, None)
+    return own.model_dump() if own is not None else {}
+
+
+def rows(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> list[Rendered]:
+    """Random rows of these lengths; the second half of each is supervised."""
+    draw = random.Random(seed)
+    made = []
+    for number, length in enumerate(lengths):
+        ids = [draw.randrange(3, vocabulary) for _ in range(length)]
+        start = length // 2
+        flags = [place >= start for place in range(length)]
+        made.append(Rendered(ids, flags, start, start, 0, Origin("rows.tsv", number + 1)))
+    return made
+
+
+def plan(**changes: Any) -> Plan:
+    """A plan with a constant rate, so that each step is visible in the weights."""
+    values = {"epochs": 1.0, "batch_tokens": 4096, "learning_rate": 1e-2, "schedule": "constant"} | changes
+    return Plan(**values)
+
+
+def training(model: Any, data: Sequence[Rendered], how: Plan) -> Training:
+    """A `Training` on the processor, without mixed precision."""
+    AcceleratorState._reset_state()
+    return Training(model, data, how, Accelerator(cpu=True))
+
+
+def take_steps(model: Any, steps: int, vocabulary: int, rate: float = 1e-2) -> None:
+    """Some optimizer steps through the program's own loop."""
+    data = rows([20, 7, 31, 12], vocabulary)
+    run = training(model, data, plan(epochs=float(steps), learning_rate=rate))
+    assert len(run.steps) == steps
+    for step in range(steps):
+        run._step(step)
+    model.eval()
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Bit-equal weights under equal names."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def tensors_in(folder: Path) -> list[torch.Tensor]:
+    """All tensors of all safetensors files of a folder."""
+    return [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in load_file(file).values()]
+
+
+__all__ = [
+    "options_of",
+    "plan",
+    "rows",
+    "same",
+    "take_steps",
+    "tensors_in",
+    "trained_parameters",
+    "training",
+    "weights_of",
+]

@@ -1,0 +1,348 @@
+"""What every tuning method promises, on four kinds of model. A new method is covered by being registered."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import learning
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from instructrec.errors import InputError
+from instructrec.models import methods
+from instructrec.models.methods import METHODS, Method, trained_parameters
+
+IDS = torch.arange(6, 36).reshape(1, 30)  # [B, T]; longer than the tiny Gemma's window of 16
+Tuned = tuple[Method, Any, Any]
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request: pytest.FixtureRequest) -> Method:
+    return METHODS[request.param]
+
+
+@pytest.fixture
+def attached(method: Method, kind: str) -> Any:
+    return method.attach(tiny.model(kind), learning.options_of(method), 0).eval()
+
+
+@pytest.fixture
+def tuned(method: Method, attached: Any, kind: str) -> Any:
+    learning.take_steps(attached, 3, len(tiny.tokenizer(kind)))
+    return attached
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
+    return model(input_ids=ids, attention_mask=mask, **more).logits
+
+
+def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def test_there_are_methods_to_test() -> None:
+    assert {"full", "lora"} <= METHODS.keys()
+
+
+def test_output_is_unchanged_at_the_start(method: Method, attached: Any, kind: str) -> None:
+    base = logits(tiny.model(kind))
+    difference = largest_difference(logits(attached), base)
+    assert difference == 0.0 if method.identity_at_start else difference > 1e-6
+
+
+def test_every_own_parameter_moves_and_no_other(attached: Any, kind: str) -> None:
+    own, before = set(trained_parameters(attached)), learning.weights_of(attached)
+    assert own
+    learning.take_steps(attached, 3, len(tiny.tokenizer(kind)))
+    after = learning.weights_of(attached)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved == own
+    assert set(trained_parameters(attached)) == own
+    assert all(weight.isfinite().all() for weight in after.values())
+
+
+def test_switched_off_is_the_base_model(method: Method, tuned: Any, kind: str) -> None:
+    base, with_method = logits(tiny.model(kind)), logits(tuned)
+    assert largest_difference(with_method, base) > 1e-3
+    if not method.switchable:
+        text = f"method: '{method.name}' can't be switched off: it changes the model's own weights"
+        with pytest.raises(InputError) as caught, method.disabled(tuned):
+            pass
+        assert str(caught.value) == text
+        return
+    with method.disabled(tuned) as plain:
+        assert torch.equal(logits(plain), base)
+    assert torch.equal(logits(tuned), with_method)
+
+
+def test_save_reseed_load(method: Method, tuned: Any, kind: str, tmp_path: Path) -> None:
+    method.save(tuned, tmp_path, "tiny")
+    want = logits(tuned)
+    trained = {name: weight.detach().clone() for name, weight in trained_parameters(tuned).items()}
+    torch.manual_seed(4321)
+    answering = method.load(tiny.model(kind), tmp_path).eval()
+    assert torch.equal(logits(answering), want)
+    again = method.load(tiny.model(kind), tmp_path, trainable=True)
+    assert learning.same(dict(trained_parameters(again)), trained)
+    learning.take_steps(again, 1, len(tiny.tokenizer(kind)))
+    assert not torch.equal(logits(again), want)
+
+
+def test_exactly_the_trained_weights_are_saved(method: Method, tuned: Any, tmp_path: Path) -> None:
+    method.save(tuned, tmp_path, "tiny")
+    saved = sorted(tensor.numpy().tobytes() for tensor in learning.tensors_in(tmp_path))
+    trained = sorted(weight.detach().numpy().tobytes() for weight in trained_parameters(tuned).values())
+    assert saved == trained
+
+
+def test_merged_equals_unmerged(method: Method, tuned: Any) -> None:
+    if not method.mergeable:
+        with pytest.raises(InputError) as caught:
+            method.merge(tuned)
+        assert str(caught.value) == f"method: '{method.name}' has nothing to merge"
+        return
+    want = logits(tuned)
+    merged = method.merge(tuned)
+    assert type(merged).__module__.startswith("transformers.")
+    assert largest_difference(logits(merged), want) <= 1e-5 * float(want.abs().max())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_merging_refuses_what_is_not_finite(method: Method, attached: Any, bad: float) -> None:
+    if not method.mergeable:
+        return
+    with torch.no_grad():
+        for name, weight in trained_parameters(attached).items():
+            weight.fill_(0.5 if "lora_A" in name else bad)
+    with pytest.raises(InputError, match="^the adapter can't be merged: "):
+        method.merge(attached)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_neighbour_never_changes_a_row(tuned: Any, side: str) -> None:
+    short = IDS[:, 5:18]
+    width, length = IDS.shape[1], short.shape[1]
+    place = slice(width - length, width) if side == "left" else slice(0, length)
+    ids, mask = torch.full((2, width), 3), torch.zeros((2, width), dtype=torch.long)
+    ids[0], mask[0] = IDS[0], 1
+    ids[1, place], mask[1, place] = short[0], 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    together = logits(tuned, ids, mask, position_ids=positions)
+    assert largest_difference(together[:1], logits(tuned)) <= 1e-4
+    assert largest_difference(together[1:, place], logits(tuned, short)) <= 1e-4
+
+
+@torch.no_grad()
+def test_step_by_step_equals_one_pass(tuned: Any) -> None:
+    want, cache, steps = logits(tuned), None, []
+    for place in range(IDS.shape[1]):
+        out = tuned(input_ids=IDS[:, place : place + 1], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        steps.append(out.logits)
+    assert largest_difference(torch.cat(steps, 1), want) <= 1e-4
+
+
+def test_the_seed_decides_the_start(method: Method) -> None:
+    options = learning.options_of(method)
+    one, same, other = (method.attach(tiny.model("llama"), options, seed) for seed in (1, 1, 2))
+    assert learning.same(learning.weights_of(one), learning.weights_of(same))
+    if method.name == "lora":
+        assert not learning.same(learning.weights_of(one), learning.weights_of(other))
+
+
+# -- the registry ---------------------------------------------------------------------------------------------------
+
+
+def test_a_clash_of_names_is_refused() -> None:
+    before = dict(METHODS)
+    with pytest.raises(ValueError, match="^tuning method 'lora' is registered already$"):
+        methods.register(METHODS["lora"])
+    assert before == METHODS
+
+
+def test_an_unknown_method_offers_the_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        methods.get("lorra")
+    assert str(caught.value) == "method: unknown tuning method 'lorra', did you mean 'lora'?"
+
+
+class Shift(Method):
+    """A number added to the last hidden state in each width: an own parameter beside the model's."""
+
+    name = "shift"
+    reference = "this test"
+    learning_rate = 1e-2
+
+    def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
+        model.requires_grad_(False)
+        model.shift = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
+        head = model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0] + model.shift, *inputs[1:]))
+        return model
+
+    def save(self, model: Any, folder: Path, base: str) -> None:
+        save_file({"shift": model.shift.detach()}, folder / "extra.safetensors")
+
+    def load(self, model: Any, folder: Path, *, trainable: bool = False) -> Any:
+        self.attach(model, {}, 0).shift.data = load_file(folder / "extra.safetensors")["shift"]
+        return model
+
+    @contextmanager
+    def disabled(self, model: Any) -> Iterator[Any]:
+        kept = model.shift.data
+        model.shift.data = torch.zeros_like(kept)
+        yield model
+        model.shift.data = kept
+
+
+@pytest.fixture
+def shift() -> Iterator[Method]:
+    yield methods.register(Shift())
+    del METHODS["shift"]
+
+
+CONTRACT: list[Callable[..., None]] = [
+    test_output_is_unchanged_at_the_start,
+    test_every_own_parameter_moves_and_no_other,
+    test_switched_off_is_the_base_model,
+    test_save_reseed_load,
+    test_exactly_the_trained_weights_are_saved,
+    test_merged_equals_unmerged,
+    test_step_by_step_equals_one_pass,
+]
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
+def test_a_method_of_one_class_and_one_line_keeps_the_contract(
+    promise: Callable[..., None], shift: Method, kind: str, tmp_path: Path
+) -> None:
+    assert methods.get("shift") is shift
+    model = shift.attach(tiny.model(kind), {}, 0).eval()
+    if promise not in (test_output_is_unchanged_at_the_start, test_every_own_parameter_moves_and_no_other):
+        learning.take_steps(model, 2, len(tiny.tokenizer(kind)))
+    known = {"method": shift, "attached": model, "tuned": model, "kind": kind, "tmp_path": tmp_path}
+    promise(**{name: known[name] for name in inspect.signature(promise).parameters})
+
+
+def test_the_method_of_a_test_is_gone_again() -> None:
+    assert "shift" not in METHODS
+
+
+# -- LoRA -----------------------------------------------------------------------------------------------------------
+
+
+def test_peft_loads_what_lora_saves(kind: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    lora = METHODS["lora"]
+    model = lora.attach(tiny.model(kind), learning.options_of(lora), 0)
+    learning.take_steps(model, 3, len(tiny.tokenizer(kind)))
+    lora.save(model, tmp_path, "someone/base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    loaded = PeftModel.from_pretrained(tiny.model(kind), tmp_path).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.peft_config["default"].base_model_name_or_path == "someone/base"
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("q_proj,v_prj", "no linear layer is called 'v_prj', did you mean 'v_proj'?"),
+        ("embed_tokens", "no linear layer is called 'embed_tokens', known: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        ("lm_head", "no linear layer is called 'lm_head', known: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        (" , ", "empty (want all-linear or names of linear layers)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_target_leaves_the_model_unchanged(target: str, reason: str) -> None:
+    model = tiny.model("llama")
+    modules = [name for name, _ in model.named_modules()]
+    with pytest.raises(InputError) as caught:
+        METHODS["lora"].attach(model, learning.options_of(METHODS["lora"]) | {"target": target}, 0)
+    assert str(caught.value) == f"lora.target: {reason}"
+    assert [name for name, _ in model.named_modules()] == modules
+    assert len(trained_parameters(model)) == len(list(model.parameters()))
+
+
+def test_targets_by_name() -> None:
+    options = learning.options_of(METHODS["lora"]) | {"target": "q_proj, v_proj", "rank": 3}
+    model = METHODS["lora"].attach(tiny.model("llama"), options, 0)
+    own = trained_parameters(model)
+    assert {name.split(".")[-4] for name in own} == {"q_proj", "v_proj"}
+    assert {min(weight.shape) for weight in own.values()} == {3}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_lora_takes_all_linear_layers_but_the_head(kind: str) -> None:
+    model = METHODS["lora"].attach(tiny.model(kind), learning.options_of(METHODS["lora"]), 0)
+    layers = {name.split(".")[-4] for name in trained_parameters(model)}
+    assert (
+        layers
+        == {
+            "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+            "gpt2": {"c_attn", "c_proj", "c_fc"},
+        }[kind]
+    )
+
+
+def saved_lora(folder: Path) -> Path:
+    lora = METHODS["lora"]
+    lora.save(lora.attach(tiny.model("llama"), learning.options_of(lora), 0), folder, "tiny")
+    return folder / "adapter_model.safetensors"
+
+
+def refused(folder: Path, kind: str = "llama") -> str:
+    with pytest.raises(InputError) as caught:
+        METHODS["lora"].load(tiny.model(kind), folder)
+    return str(caught.value)
+
+
+def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
+    file = saved_lora(tmp_path)
+    assert refused(tmp_path, "gpt2").startswith(f"{tmp_path}: the adapter does not fit this backbone: ")
+    weights = load_file(file)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    save_file({key: value for key, value in weights.items() if key != name}, file, {"format": "pt"})
+    assert refused(tmp_path) == f"{tmp_path}: the adapter does not fit this backbone: it also wants {name}"
+    other = name.replace("layers.1", "layers.7")
+    save_file(weights | {other: weights[name].clone()}, file, {"format": "pt"})
+    assert refused(tmp_path) == f"{tmp_path}: the adapter does not fit this backbone: it does not know {other}"
+    save_file(weights | {name: weights[name][:-1].contiguous()}, file, {"format": "pt"})
+    assert refused(tmp_path).startswith(f"{tmp_path}: the adapter does not fit this backbone: ")
+    file.write_bytes(b"\xff" * 64)
+    assert refused(tmp_path).startswith(f"{tmp_path}: the adapter does not fit this backbone: ")
+
+
+def test_an_adapter_with_one_value_that_is_not_a_number(tmp_path: Path) -> None:
+    file = saved_lora(tmp_path)
+    weights = load_file(file)
+    name = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
+    weights[name][0, 0] = float("nan")
+    save_file(weights, file, {"format": "pt"})
+    assert refused(tmp_path) == f"{file}: {name} holds a value that is not finite"
+
+
+def test_a_damaged_full_model_is_refused(tmp_path: Path) -> None:
+    full = METHODS["full"]
+    full.save(tiny.model("llama"), tmp_path, "tiny")
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.norm.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(InputError) as caught:
+        full.load(tiny.model("llama"), tmp_path)
+    assert str(caught.value) == f"{tmp_path}: the weights lack model.norm.weight"
+    file.write_bytes(b"\xff" * 64)
+    with pytest.raises(InputError, match="the tuned model could not be loaded: "):
+        full.load(tiny.model("llama"), tmp_path)
+
+
+def test_full_tuning_trains_fp32_weights_of_a_bf16_model() -> None:
+    model = METHODS["full"].attach(tiny.model("llama", dtype=torch.bfloat16), {}, 0)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}

@@ -1,0 +1,164 @@
+"""Stopped and resumed equals straight through, bit by bit; and checkpoints that are not what they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import learning
+import pytest
+import tiny
+import torch
+
+from instructrec.errors import InputError
+from instructrec.models.methods import METHODS
+from instructrec.training import checkpoint
+from instructrec.training.loop import Hooks
+from instructrec.training.monitor import Monitor
+
+LENGTHS = [4, 40, 12, 25, 7, 31, 20, 9, 11, 5, 16, 33]
+PLAN = {"epochs": 2.5, "batch_rows": 1, "accumulation": 3, "schedule": "cosine", "seed": 3, "learning_rate": 5e-3}
+
+
+def run_to(folder: Path, method: str, first: int, stop_at: int | None) -> tuple[Any, Any, list[Any]]:
+    """Train from `first` (resuming `step-<first>`) up to `stop_at` or the end: model, training, log entries."""
+    chosen = METHODS[method]
+    options = learning.options_of(chosen) | {"dropout": 0.1}
+    base = tiny.model("gpt2")
+    for module in base.modules():  # the model's own dropout, for full tuning
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    if first:
+        model = chosen.load(base, folder / f"step-{first}", trainable=True)
+    else:
+        model = chosen.attach(base, options, 0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    run = learning.training(model, learning.rows(LENGTHS, 290), learning.plan(**PLAN))
+    monitor, entries = Monitor({}), []
+    if first:
+        state = checkpoint.restore(folder / f"step-{first}", run.optimizer.optimizer, run.names)
+        assert state["step"] == first
+        monitor.restore(state["monitor"])
+        run.outcome.restore(state["outcome"])
+
+    def save(step: int, state: dict[str, Any]) -> None:
+        write = lambda target: chosen.save(model, target, "tiny")  # noqa: E731
+        checkpoint.save(
+            folder, step, write_weights=write, optimizer=run.optimizer.optimizer, names=run.names, state=state
+        )
+
+    reason = lambda: "stop" if len([e for e in entries if "loss" in e]) + first == stop_at else ""  # noqa: E731
+    run.run(monitor, Hooks(log=entries.append, save=save, stop=reason), first)
+    return model, run, entries
+
+
+def comparable(entries: list[dict[str, Any]]) -> list[Any]:
+    return [(entry["step"], entry["loss"], entry["grad_norm"], entry["learning_rate"]) for entry in entries]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("stop", [1, 4, 9])
+def test_resumed_equals_straight(method: str, stop: int, tmp_path: Path) -> None:
+    straight, whole, want = run_to(tmp_path / "straight", method, 0, None)
+    assert len(want) == 10
+    _, before, head = run_to(tmp_path / "cut", method, 0, stop)
+    assert before.outcome.stopped == "stop" and len(head) == stop
+    torch.manual_seed(77)
+    random.seed(77)
+    resumed, after, tail = run_to(tmp_path / "cut", method, stop, None)
+    assert comparable(head + tail) == comparable(want)
+    assert before.outcome.row_log + after.outcome.row_log == whole.outcome.row_log
+    assert learning.same(learning.weights_of(resumed), learning.weights_of(straight))
+    assert after.outcome.tokens == whole.outcome.tokens
+    assert after.outcome.supervised_tokens == whole.outcome.supervised_tokens
+    one, other = (folder / "step-10" / "optimizer.safetensors" for folder in (tmp_path / "cut", tmp_path / "straight"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Any]:
+    """A checkpoint of step 2, and the training it belongs to."""
+    _, run, _ = run_to(tmp_path, "lora", 0, 2)
+    return tmp_path / "step-2", run
+
+
+def refused(folder: Path, run: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        checkpoint.restore(folder, run.optimizer.optimizer, run.names)
+    return str(caught.value)
+
+
+def test_a_checkpoint_is_safetensors_and_json_only(saved: Any) -> None:
+    folder, _ = saved
+    names = ["adapter_config.json", "adapter_model.safetensors", "manifest.json", "optimizer.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert set(json.loads((folder / "manifest.json").read_text())["files"]) == set(names) - {"manifest.json"}
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
+def test_one_bit_names_the_file(saved: Any, name: str) -> None:
+    folder, run = saved
+    raw = bytearray((folder / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (folder / name).write_bytes(raw)
+    assert refused(folder, run) == f"{folder / name}: sha256 differs from the manifest, the checkpoint is damaged"
+    (folder / name).write_bytes(b"")
+    assert refused(folder, run) == f"{folder / name}: sha256 differs from the manifest, the checkpoint is damaged"
+    (folder / name).unlink()
+    assert refused(folder, run) == f"{folder / name}: missing, the checkpoint is damaged"
+
+
+def test_leftovers_are_no_checkpoints(saved: Any) -> None:
+    folder, _ = saved
+    parent = folder.parent
+    (parent / ".step-9.x1y2").mkdir()
+    (parent / ".step-9.x1y2" / "manifest.json").write_text("{}")
+    (parent / "step-7").mkdir()
+    (parent / "step-7" / "state.json").write_text("{}")
+    assert checkpoint.checkpoints(parent) == [folder]
+
+
+def test_checkpoints_come_in_the_order_of_steps_and_are_thinned_out(tmp_path: Path) -> None:
+    for step in (2, 10, 9):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / "manifest.json").write_text("{}")
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-2", "step-9", "step-10"]
+    checkpoint.keep_only(tmp_path, {10, 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
+
+
+def test_a_save_that_fails_leaves_the_old_one_and_nothing_else(saved: Any) -> None:
+    folder, run = saved
+
+    def disk_full(target: Path) -> None:
+        (target / "adapter_model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(
+            folder.parent, 4, write_weights=disk_full, optimizer=run.optimizer.optimizer, names=run.names, state={}
+        )
+    assert os.listdir(folder.parent) == ["step-2"]
+    checkpoint.verify(folder)
+
+
+def test_a_kill_while_saving_leaves_the_old_one(saved: Any) -> None:
+    folder, _ = saved
+    child = (
+        "import os, signal, sys; from pathlib import Path; from types import SimpleNamespace as N\n"
+        "from instructrec.training import checkpoint\n"
+        "kill = lambda target: ((target / 'w').write_text('half'), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "checkpoint.save(Path(sys.argv[1]), 4, write_weights=kill, optimizer=N(param_groups=[], state={}), names=[], state={})\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", child, str(folder.parent)], check=False)
+    assert ended.returncode == -9
+    assert len(os.listdir(folder.parent)) == 2  # and a leftover, which nobody takes for a checkpoint
+    assert checkpoint.checkpoints(folder.parent) == [folder]
+    checkpoint.verify(folder)
