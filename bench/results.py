@@ -91,7 +91,7 @@ def banking() -> dict[str, Any]:
             {"instruction": instruction, "input": row["text"], "output": row["label"]} for row in chosen[:most]
         ]
     files = {part: _write(f"banking77/{part}.jsonl", rows) for part, rows in parts.items()}
-    return {"train": files["train"], "tests": [files["test"]], "tune": ["--epochs", "6"], "evaluate": []}
+    return {"train": files["train"], "tests": [files["test"]], "tune": ["--epochs", "5"], "evaluate": []}
 
 
 def tatoeba() -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
 import instructrec
+import tiny
 from instructrec.data.records import Record
 from instructrec.errors import InputError
 from instructrec.inference import assistant as module

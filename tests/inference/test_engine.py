@@ -6,9 +6,9 @@ import random
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from instructrec.inference.engine import Sampling, batches_of, choose, generate, stream
 
 DRAW = random.Random(2)
@@ -75,6 +75,16 @@ def test_finish_reasons_and_lengths() -> None:
     assert answers(model, PROMPTS[:1], first) == [([], "stop")]
     place = free.index(free[4])  # the end token as the last of the budget is still an end
     assert answers(model, PROMPTS[:1], [free[4]], sampling={"max_new_tokens": place + 1}) == [(free[:place], "stop")]
+
+
+def test_no_token_is_computed_once_all_rows_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = tiny.model("llama"), []
+    ends = [plain(model, prompt, 24, NEVER)[0][2] for prompt in PROMPTS[:2]]
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **given: (calls.append(1), forward(**given))[1])
+    found = answers(model, PROMPTS[:2], ends)
+    assert len(calls) == 1 + max(len(ids) for ids, _ in found) <= 3
+    assert {finish for _, finish in found} == {"stop"}
 
 
 def test_progress_counts_every_prompt() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import tiny_gguf
 import torch
 
+import tiny
 from instructrec.errors import EnvironmentFault, InputError
 from instructrec.models import backbone
 

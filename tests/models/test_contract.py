@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import learning
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import learning
+import tiny
 from instructrec.errors import InputError
 from instructrec.models import methods
 from instructrec.models.methods import METHODS, Method, trained_parameters

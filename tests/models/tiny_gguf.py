@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import tiny
 import torch
+
+import tiny
 
 _NAMES = {
     "model.embed_tokens": "token_embd",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-import learning
 import pytest
 import torch
 
+import learning
 from instructrec.prompts.template import Rendered
 from instructrec.training.batching import by_length, collate, padding_share, plan_epoch
 

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import learning
 import pytest
-import tiny
 import torch
 
+import learning
+import tiny
 from instructrec.errors import InputError
 from instructrec.models.methods import METHODS
 from instructrec.training import checkpoint
@@ -33,10 +33,7 @@ def run_to(folder: Path, method: str, first: int, stop_at: int | None) -> tuple[
     for module in base.modules():  # the model's own dropout, for full tuning
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
-    if first:
-        model = chosen.load(base, folder / f"step-{first}", trainable=True)
-    else:
-        model = chosen.attach(base, options, 0)
+    model = chosen.load(base, folder / f"step-{first}", trainable=True) if first else chosen.attach(base, options, 0)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1

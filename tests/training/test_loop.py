@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import learning
 import pytest
-import tiny
 import torch
 from accelerate.state import AcceleratorState
 
+import learning
+import tiny
 from instructrec.models.methods import METHODS, trained_parameters
 from instructrec.training.loop import Hooks, NonFinite, optimizer_names, plan_steps
 from instructrec.training.monitor import Monitor
@@ -79,6 +79,13 @@ def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens() -> None:
     entry = run._step(0)
     assert entry["loss"] == pytest.approx(total / count, abs=1e-9)
     assert (entry["tokens"], entry["supervised_tokens"]) == (sum(UNEQUAL), count)
+
+
+def test_gradients_start_from_nothing_at_each_step() -> None:
+    how = learning.plan(epochs=3.0, learning_rate=1e-12, clip=1e9)  # as good as no update: three times the same step
+    run = learning.training(attached(), learning.rows(UNEQUAL, VOCABULARY), how)
+    norms = [entry["grad_norm"] for entry in recorded(run)]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import learning
 import pytest
-import tiny
 import torch
 
+import learning
+import tiny
 from instructrec.training.batching import collate
 from instructrec.training.loss import logits_at, mean_loss, row_losses, token_losses
 

@@ -193,7 +193,6 @@ class _Run:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
-        from ..inference.loading import PROMPT_FILE
         from ..models.methods import trained_parameters
         from ..training import checkpoint
         from ..training.loop import Hooks, Training
@@ -212,18 +211,7 @@ class _Run:
         watcher = Watcher(
             self.model, self.backbone, self.renderer, self.parts, settings, accelerator.autocast, self.max_length
         )
-        first = 0
-        folder.make()  # all that bad input can stop has passed: until here the folder is untouched
-        if self.checkpoint:
-            state = checkpoint.restore(self.checkpoint, training.optimizer.optimizer, training.names)
-            first = state["step"]
-            monitor.restore(state["monitor"])
-            training.outcome.restore(state["outcome"])
-            folder.forget_after(first)
-            console.say(f"Going on after step {first} of {len(training.steps)}")
-        else:
-            write_json(folder.path / "settings.json", self.identity)
-            write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
+        first = self._begin(training, monitor)
         if settings.tensorboard:
             accelerator.init_trackers("tensorboard")
         trained = sum(parameter.numel() for parameter in trained_parameters(self.model).values())
@@ -270,6 +258,27 @@ class _Run:
         best = monitor.best_step or outcome.steps
         self._finish(best, outcome, monitor, time.time() - started)
         return TuneResult(folder.path, best, outcome.steps, outcome.stopped)
+
+    def _begin(self, training: Any, monitor: Any) -> int:
+        """Make the folder, or put everything back as the checkpoint has it; returns the steps that are done.
+
+        All that bad input can stop has passed: until here the folder is untouched.
+        """
+        from ..inference.loading import PROMPT_FILE
+        from ..training import checkpoint
+
+        folder = self.folder
+        folder.make()
+        if self.checkpoint is None:
+            write_json(folder.path / "settings.json", self.identity)
+            write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
+            return 0
+        state = checkpoint.restore(self.checkpoint, training.optimizer.optimizer, training.names)
+        monitor.restore(state["monitor"])
+        training.outcome.restore(state["outcome"])
+        folder.forget_after(state["step"])
+        console.say(f"Going on after step {state['step']} of {len(training.steps)}")
+        return int(state["step"])
 
     def _plan(self) -> Any:
         from ..training.loop import Plan, plan_steps

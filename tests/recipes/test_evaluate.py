@@ -1,0 +1,151 @@
+"""`evaluate` on tiny models, and the public door."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import instructrec
+import tiny
+from instructrec.errors import InputError
+
+WORDS = "red blue green house lamp order parcel noon".split()
+ROWS = [
+    {"instruction": f"Please {task} it", "input": word, "output": make(word), "task": task}
+    for task, make in (("upper", str.upper), ("double", lambda word: word * 2))
+    for word in WORDS
+]
+TEST = ROWS[:2] + [
+    {"instruction": "Please upper it", "input": word, "output": word.upper(), "task": "upper"} for word in ("hot", "cold")
+] + [{"instruction": "Please double it", "input": "hot", "output": "hothot", "task": "double"}]  # fmt: skip
+QUICK = {"precision": "fp32", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders by method, on one tiny backbone."""
+    place = tmp_path_factory.mktemp("runs")
+    base = tiny.folder("qwen", place / "base")
+    settings = {"model": str(base), "max_steps": 3, "held_out": "none", "tensorboard": False, "learning_rate": 1e-2}
+    return {
+        method: instructrec.tune(ROWS, out=place / method, method=method, **settings, **QUICK).folder
+        for method in ("lora", "full")
+    } | {"base": base}
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_three_arms_side_by_side(runs: dict[str, Path], method: str, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    found = instructrec.evaluate(runs[method], TEST, out=str(out), **QUICK)
+    assert {path.name for path in out.iterdir()} >= {"report.json", "report.html", "answers.jsonl"}
+    report = load(out / "report.json")
+    assert report == json.loads(json.dumps(found.report))
+    assert [arm["name"] for arm in report["arms"]] == ["base", "few_shot", "tuned"]
+    (suite,) = report["suites"]
+    assert suite["rows"] == 5 and suite["overlap"] == {"with_training": 2}
+    assert "2 of 5 prompts were also trained on" in suite["notes"]
+    assert set(suite["by_task"]) == {"upper", "double"}
+    for arm in ("base", "few_shot", "tuned"):
+        figures = found.scores()[arm]["exact_match"]
+        assert figures["low"] <= figures["value"] <= figures["high"] and figures["n"] == 5
+    rows = answers(out)
+    assert [row["expected"] for row in rows] == [row["output"] for row in TEST]
+    assert all(set(row["answers"]) == {"base", "few_shot", "tuned"} for row in rows)
+    tuned = instructrec.Assistant(runs[method], max_new_tokens=64, **QUICK)
+    base = instructrec.Assistant(runs["base"], max_new_tokens=64, **QUICK)
+    for row, given in zip(rows, TEST, strict=True):  # the same answers as in chat, up to the length that was allowed
+        for arm, talk in (("tuned", tuned), ("base", base)):
+            assert talk(given["instruction"], given["input"]).startswith(row["answers"][arm][:12].rstrip("�"))
+    assert any(row["answers"]["tuned"] != row["answers"]["base"] for row in rows)
+    assert any(row["answers"]["few_shot"] != row["answers"]["base"] for row in rows)
+
+
+def test_a_report_beside_the_run(runs: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    run = Path(shutil.copytree(runs["lora"], tmp_path / "run"))
+    found = instructrec.evaluate(run, TEST, arms="tuned", **QUICK)
+    assert found.page == run / "report.html" and (run / "answers.jsonl").is_file()
+    assert load(run / "report.json")["training"]["best_step"] == 3
+    assert [arm["name"] for arm in found.report["arms"]] == ["tuned"]
+
+
+def test_an_untuned_model_is_measured_alone(runs: dict[str, Path], tmp_path: Path) -> None:
+    found = instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), **QUICK)
+    assert [arm["name"] for arm in found.report["arms"]] == ["base"]
+    assert "no examples are known for this model: it was measured without them" in found.report["suites"][0]["notes"]
+
+
+def test_files_become_suites(runs: dict[str, Path], tmp_path: Path) -> None:
+    for folder, rows in (("a", TEST[:2]), ("b", TEST[2:])):
+        (tmp_path / folder).mkdir()
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / folder / "test.jsonl").write_text(lines, encoding="utf-8")
+    files = [str(tmp_path / folder / "test.jsonl") for folder in ("a", "b")]
+    found = instructrec.evaluate(runs["lora"], files, out=str(tmp_path / "out"), arms="tuned", **QUICK)
+    assert [suite["name"] for suite in found.report["suites"]] == ["test", "test-2"]
+    assert [suite["rows"] for suite in found.report["suites"]] == [2, 3]
+    assert [suite["overlap"]["with_training"] for suite in found.report["suites"]] == [2, 0]
+    assert set(found.scores("test-2")) == {"tuned"}
+
+
+def test_rows_are_drawn_by_seed(runs: dict[str, Path], tmp_path: Path) -> None:
+    drawn = []
+    for number, seed in enumerate((1, 1, 2)):
+        out = tmp_path / str(number)
+        instructrec.evaluate(runs["base"], ROWS, rows=4, seed=seed, out=str(out), max_new_tokens=1, **QUICK)
+        drawn.append([row["expected"] for row in answers(out)])
+    assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"arms": "tunned"}, "arms: unknown 'tunned', did you mean 'tuned'?"),
+        ({"arms": "tuned"}, "arms: nothing is left to measure (got 'tuned')"),
+        ({"max_new_tokens": 250}, "<memory>:1: length: "),
+        ({"rows": 0}, "rows: "),
+        ({"rowz": 1}, "rowz: "),
+    ],
+)
+def test_wrong_settings(runs: dict[str, Path], tmp_path: Path, settings: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        instructrec.evaluate(runs["base"], TEST, out=str(tmp_path / "out"), **(QUICK | settings))
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+# -- the public door -------------------------------------------------------------------------------------------------
+
+
+def test_the_door_opens_without_heavy_imports() -> None:
+    child = (
+        "import sys, instructrec\n"
+        "from instructrec import read, __version__\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "from instructrec import tune, evaluate, Assistant\n"
+        "print(read.__name__, tune.__name__, evaluate.__name__, Assistant.__name__, __version__)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["read", "tune", "evaluate", "Assistant", instructrec.__version__]
+
+
+def test_the_door_has_nothing_else() -> None:
+    with pytest.raises(AttributeError, match="^module 'instructrec' has no attribute 'chat'$"):
+        instructrec.chat  # noqa: B018
+    assert sorted(instructrec.__all__) == ["Assistant", "__version__", "evaluate", "read", "tune"]
