@@ -1,7 +1,7 @@
 """`make results`: tune and evaluate on real data, and write docs/results.md with command, commit and intervals.
 
 Three jobs, each on a fixed selection by seed:
-  instruction_induction  14 tasks to learn from, 4 tasks never seen; four wordings of each to learn from, the rest unseen
+  instruction_induction  14 tasks to learn from and 4 never seen; two wordings of each task are never learned from
   banking77              1,000 rows with all 77 labels
   tatoeba_cmn_eng        1,000 English-Chinese pairs, with gemma-3-270m
 A job whose report is there already is not run again (delete build/results to start over).
@@ -168,9 +168,9 @@ def write_page() -> None:
         "# Results",
         "",
         "Made by `make results` (`bench/results.py`) on two processor cores without a GPU; one seed. In brackets: 95%",
-        "bootstrap intervals over rows (1,000 resamples); they say nothing about other seeds or, for unseen tasks, about",
-        "other tasks. The answers of every row are in `build/results/runs/*/answers.jsonl` after a run. Percentages are",
-        "of rows or of the metric's scale; loss is in nats a token of the right answer.",
+        "bootstrap intervals over rows (1,000 resamples); they say nothing about other seeds or, for unseen tasks,",
+        "about other tasks. After a run the answers of every row are in `build/results/runs/*/answers.jsonl`.",
+        "Loss is in nats a token of the right answer.",
         "",
     ]
     for name in JOBS:
@@ -185,7 +185,8 @@ def write_page() -> None:
         lines += [
             f"Commit {report['commit']}{dirty}; {run['backbone']}, {run['method']}, "
             f"{run['trained_parameters']:,} of {run['parameters']:,} parameters trained; {times}.",
-            f"{run['data']['held_out']} Kept: step {training['best_step']} ({training['watch']}); {training['stopped']}. "
+            f"{run['data']['held_out']} Kept: step {training['best_step']} ({training['watch']}); "
+            f"{training['stopped']}. "
             f"{training['tokens_per_second']:.0f} tokens/s in training steps, {training['padding_share']:.1%} padding.",
             "",
         ]
