@@ -352,6 +352,20 @@ def test_a_second_signal_stops_at_once(quick: Any, tmp_path: Path, monkeypatch: 
     assert [entry["step"] for entry in entries(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
 
 
+def test_each_look_leaves_a_checkpoint_and_the_best_is_remembered(
+    quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {0: 9.0, 2: 2.0, 4: 4.0, 6: 3.0, 7: 3.0}
+    looked = lambda self, step: {name: {"loss": losses[step]} for name in ("seen", UNSEEN)}  # noqa: E731
+    monkeypatch.setattr(Watcher, "look", looked)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        signalled(patch, 5, signal.SIGTERM, signal.SIGINT)
+        quick(eval_every=2)
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-2", "step-4"]
+    result = quick(eval_every=2, resume=True)
+    assert (result.best_step, result.steps) == (2, 7)
+
+
 def _figures(folder: Path) -> list[Any]:
     dropped = ("seconds", "tokens_per_second")
     return [{key: value for key, value in entry.items() if key not in dropped} for entry in entries(folder)]
@@ -434,3 +448,20 @@ def test_a_registered_method_is_tuned_with(quick: Any) -> None:
         instructrec.Assistant(folder, precision="fp32", max_new_tokens=3)("Please upper it")
     finally:
         del methods.METHODS["last_norm"]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(quick: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "settings.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n', encoding="utf-8")
+    quick(max_steps=2)
+    assert [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        if '"loss"' in line and '"look"' not in line
+    ] == [1, 2]
+    (tmp_path / "run2").mkdir()
+    (tmp_path / "run2" / "settings.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "run2" / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="holds files already"):
+        quick(max_steps=2, out=tmp_path / "run2")

@@ -14,7 +14,6 @@ from ..data.records import Record
 from ..errors import InputError, did_you_mean
 from ..inference.engine import Sampling, generate
 from ..inference.loading import Loaded
-from ..models import backbone as backbones
 from ..prompts.fewshot import pick_shots, with_shots
 from ..prompts.template import Rendered
 from ..training.loss import row_losses
@@ -58,11 +57,10 @@ def choose_arms(wanted: str, loaded: Loaded, pool: Sequence[Record]) -> tuple[li
 
 
 class Bench:
-    """Runs the arms of one loaded target. The pretrained model is loaded a second time only if it has to be."""
+    """Runs the arms of one loaded target."""
 
     def __init__(self, loaded: Loaded, pool: Sequence[Record], shots: int, seed: int, batch_rows: int) -> None:
         self.loaded, self.pool, self.shots, self.seed, self.batch_rows = loaded, pool, shots, seed, batch_rows
-        self._base: Any = None
 
     def model_of(self, arm: str) -> AbstractContextManager[Any]:
         """The model of an arm, for as long as the block lasts."""
@@ -71,10 +69,8 @@ class Bench:
             return nullcontext(loaded.model)
         if loaded.method is None or loaded.method.switchable:
             return loaded.untuned()
-        if self._base is None:  # full fine-tuning has overwritten the weights
-            dtype = next(loaded.model.parameters()).dtype
-            self._base = backbones.load(loaded.backbone.name, dtype=dtype).model
-        return nullcontext(self._base)
+        # Full fine-tuning is a model of its own; the pretrained one was loaded beside it.
+        return nullcontext(loaded.backbone.model)
 
     def answer(
         self, arm: str, records: Sequence[Record], max_new_tokens: int | None, done: Callable[[int], None]

@@ -16,6 +16,9 @@ from ..inference.loading import RUN_FILE, is_run
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors")
 
+# What a run writes before its first checkpoint.
+_BEGUN = {"settings.json", "prompt.json", "metrics.jsonl", "checkpoints", "tensorboard", "rejected.jsonl"}
+
 
 class RunFolder:
     """Paths and logs of one run."""
@@ -29,16 +32,24 @@ class RunFolder:
         """Raises InputError when the folder holds something else than a run to go on with; touches nothing."""
         if self.path.is_file():
             raise InputError(f"out: {self.path} is a file (want a folder)")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        if not resume and self.path.is_dir() and any(self.path.iterdir()) and not self._abandoned():
             what = "a finished run" if is_run(str(self.path)) else "files already"
             raise InputError(f"out: {self.path} holds {what}; choose another --out, or go on with --resume")
         if resume and not self.checkpoints.is_dir():
             raise InputError(f"resume: {self.path} holds no checkpoints to go on from")
 
-    def make(self) -> None:
+    def _abandoned(self) -> bool:
+        """True for what a run leaves that died before its first checkpoint: nothing in it is worth keeping."""
+        names = {path.name for path in self.path.iterdir()}
+        begun = "settings.json" in names and names <= _BEGUN
+        return begun and not list(self.checkpoints.glob("step-*"))
+
+    def make(self, resume: bool) -> None:
         """Make the folder where there is none. Raises EnvironmentFault when it can't be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self.metrics.unlink(missing_ok=True)
         except OSError as error:
             raise EnvironmentFault(f"out: {self.path} can't be made: {error.strerror}") from error
 

@@ -268,7 +268,7 @@ class _Run:
         from ..training import checkpoint
 
         folder = self.folder
-        folder.make()
+        folder.make(self.settings.resume)
         if self.checkpoint is None:
             write_json(folder.path / "settings.json", self.identity)
             write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
@@ -314,6 +314,8 @@ class _Run:
         for path in (folder.checkpoints / f"step-{best}").iterdir():
             if path.name not in ("optimizer.safetensors", "state.json", "manifest.json"):
                 shutil.copyfile(path, folder.path / path.name)
+        if not (folder.path / "adapter_config.json").is_file():  # a whole model is used elsewhere with its tokenizer
+            self.backbone.tokenizer.save_pretrained(folder.path)
         looks = [entry for entry in entries if "look" in entry]
         training = {
             "steps": [entry for entry in entries if "look" not in entry],

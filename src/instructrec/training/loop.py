@@ -27,7 +27,9 @@ Look = Mapping[str, Mapping[str, float]]  # held-out set -> metric -> value
 
 
 class NonFinite(InstructRecError):
-    """The loss or a gradient is not finite; weights are as before the step."""
+    """The loss or a gradient is not finite; weights are as before the step. Rows or settings are to blame: code 2."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)
