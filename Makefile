@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 .PHONY: demo test check results docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
 	@echo "Setting up $(VENV) (a minute or two: torch is large)"
-	@date +%s > .setup-started
+	@mkdir -p $(VENV) && date +%s > $(VENV)/setup-started
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	@echo $$(( $$(date +%s) - $$(cat .setup-started) )) > $(VENV)/setup-seconds; rm .setup-started
+	@echo $$(( $$(date +%s) - $$(cat $(VENV)/setup-started) )) > $(VENV)/setup-seconds
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
@@ -37,4 +37,4 @@ docs: $(VENV)/.dev
 	$(BIN)/python docs/make_settings.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

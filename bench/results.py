@@ -1,10 +1,11 @@
 """`make results`: tune and evaluate on real data, and write docs/results.md with command, commit and intervals.
 
 Three jobs, each on a fixed selection by seed:
-  instruction_induction  14 tasks to learn from and 4 never seen; two wordings of each task are never learned from
+  instruction_induction  18 tasks: 4 never seen, 2 that `tune` keeps out to watch, the rest to learn from; two wordings
+                         of each task are never learned from
   banking77              1,000 rows with all 77 labels
   tatoeba_cmn_eng        1,000 English-Chinese pairs, with gemma-3-270m
-A job whose report is there already is not run again (delete build/results to start over).
+A job is tuned again only if its command or its rows have changed (delete build/results to start over).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from instructrec import console
+from instructrec.environment import commit_of_source
 from instructrec.evaluation.report import interval, number
+from instructrec.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -30,7 +34,7 @@ Rows = list[dict[str, Any]]
 
 
 def _read(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _write(name: str, rows: Rows) -> str:
@@ -73,7 +77,7 @@ def induction() -> dict[str, Any]:
     draw.shuffle(parts["train"])
     files = {part: _write(f"induction/{part}.jsonl", rows) for part, rows in parts.items()}
     tests = [files["seen"], files["unseen_wordings"], files["unseen_tasks"]]
-    return {"train": files["train"], "tests": tests, "tune": ["--epochs", "2"], "evaluate": []}
+    return {"train": files["train"], "tests": tests, "tune": ["--epochs", "2"]}
 
 
 def banking() -> dict[str, Any]:
@@ -91,7 +95,7 @@ def banking() -> dict[str, Any]:
             {"instruction": instruction, "input": row["text"], "output": row["label"]} for row in chosen[:most]
         ]
     files = {part: _write(f"banking77/{part}.jsonl", rows) for part, rows in parts.items()}
-    return {"train": files["train"], "tests": [files["test"]], "tune": ["--epochs", "5"], "evaluate": []}
+    return {"train": files["train"], "tests": [files["test"]], "tune": ["--epochs", "5"]}
 
 
 def tatoeba() -> dict[str, Any]:
@@ -104,7 +108,7 @@ def tatoeba() -> dict[str, Any]:
         ]
     files = {part: _write(f"tatoeba/{part}.jsonl", rows) for part, rows in parts.items()}
     tune = ["--model", "gemma-3-270m", "--epochs", "3", "--batch-tokens", "512"]
-    return {"train": files["train"], "tests": [files["test"]], "tune": tune, "evaluate": []}
+    return {"train": files["train"], "tests": [files["test"]], "tune": tune}
 
 
 JOBS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -121,23 +125,47 @@ def _run(command: list[str]) -> float:
     return time.time() - started
 
 
+def _tuned(command: list[str], rows: str, folder: Path) -> dict[str, Any]:
+    """Tune, unless the same command was run on the same rows before; what it was and how long it took."""
+    note = folder.with_suffix(".json")
+    wanted = {"command": " ".join(command), "rows": sha256_of(ROOT / rows)}
+    if note.is_file() and (folder / "run.json").is_file():
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if wanted.items() <= known.items():
+            return known
+    shutil.rmtree(folder, ignore_errors=True)
+    commit, dirty = commit_of_source()
+    seconds = _run(command)
+    known = {**wanted, "commit": commit, "dirty": dirty, "seconds": round(seconds)}
+    note.write_text(json.dumps(known), encoding="utf-8")
+    return known
+
+
+def _without_watched(tests: list[str], folder: Path) -> None:
+    """Take rows of tasks that were watched out of the tests: they are neither seen nor unseen."""
+    watched = set(json.loads((folder / "run.json").read_text(encoding="utf-8"))["training"]["held_out_tasks"])
+    for test in tests:
+        path = ROOT / test
+        rows = [row for row in _read(path) if row.get("task") not in watched]
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
 def run_job(name: str) -> dict[str, Any]:
     """Prepare, tune, evaluate; the report is kept as docs/results/<name>.json, with the commands and their times."""
     job = JOBS[name]()
     folder = BUILD / "runs" / name
     out = str(folder.relative_to(ROOT))
-    kept = ROOT / "docs" / "results" / f"{name}.json"
-    tune = ["instructrec", "tune", job["train"], "--out", out, *job["tune"]]
-    measure = ["instructrec", "evaluate", out, *job["tests"], *job["evaluate"]]
-    seconds = {}
-    if not (folder / "run.json").is_file():
-        seconds["tune"] = _run(tune)
-    seconds["evaluate"] = _run(measure)
+    tuned = _tuned(["instructrec", "tune", job["train"], "--out", out, *job["tune"]], job["train"], folder)
+    _without_watched(job["tests"], folder)
+    measure = ["instructrec", "evaluate", out, *job["tests"]]
+    seconds = _run(measure)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if report["training"]:
         report["training"].pop("steps")  # long; metrics.jsonl has them
-    report["commands"] = [" ".join(tune), " ".join(measure)]
-    report["wall_seconds"] = {key: round(value) for key, value in seconds.items()}
+    report["tuned"] = tuned
+    report["commands"] = [tuned["command"], " ".join(measure)]
+    report["wall_seconds"] = {"tune": tuned["seconds"], "evaluate": round(seconds)}
+    kept = ROOT / "docs" / "results" / f"{name}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return report
@@ -179,15 +207,17 @@ def write_page() -> None:
             continue
         report = json.loads(kept.read_text(encoding="utf-8"))
         run, training = report["run"], report["training"]
-        dirty = ", with uncommitted changes" if report["dirty"] else ""
         times = ", ".join(f"{key} {value / 60:.1f} min" for key, value in report["wall_seconds"].items())
+        commits = dict.fromkeys(_commit(part) for part in (report["tuned"], report))
+        watched = training["held_out_tasks"]
         lines += [f"## {name}", "", "```sh", *report["commands"], "```", ""]
         lines += [
-            f"Commit {report['commit']}{dirty}; {run['backbone']}, {run['method']}, "
-            f"{run['trained_parameters']:,} of {run['parameters']:,} parameters trained; {times}.",
+            f"Commit {' (tuned), '.join(commits)}{' (evaluated)' if len(commits) > 1 else ''}; {run['backbone']}, "
+            f"{run['method']}, {run['trained_parameters']:,} of {run['parameters']:,} parameters trained; {times}.",
             f"{run['data']['held_out']} Kept: step {training['best_step']} ({training['watch']}); "
             f"{training['stopped']}. "
-            f"{training['tokens_per_second']:.0f} tokens/s in training steps, {training['padding_share']:.1%} padding.",
+            f"{training['tokens_per_second']:.0f} tokens/s in training steps, {training['padding_share']:.1%} padding."
+            + (f" Rows of the watched tasks ({', '.join(watched)}) are in none of the tests." if watched else ""),
             "",
         ]
         for suite in report["suites"]:
@@ -197,6 +227,10 @@ def write_page() -> None:
             if len(suite["by_task"]) > 1:
                 lines += _tasks(report, suite)
     (ROOT / "docs" / "results.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _commit(part: dict[str, Any]) -> str:
+    return f"{part['commit']}{' with uncommitted changes' if part['dirty'] else ''}"
 
 
 def _tasks(report: dict[str, Any], suite: dict[str, Any]) -> list[str]:

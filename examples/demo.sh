@@ -5,21 +5,27 @@ cd "$(dirname "$0")/.."
 out=runs/demo-$(date +%Y%m%d-%H%M%S)
 times=()
 
+# run LABEL COMMAND...: print the command as it would be typed, run it, note its time.
 run() {
-  printf '\n\033[1m$ %s\033[0m\n' "$(printf '%q ' "$@")"
-  local start=$SECONDS
-  "$@"
-  times+=("$(printf '%4d s  %s' $((SECONDS - start)) "$1 $2 ${3:-}")")
+  local label=$1 shown="" word start=$SECONDS
+  shift
+  for word in "$@"; do
+    case $word in *[[:space:]]*|*[^[:ascii:]]*) word="\"$word\"" ;; esac
+    shown+="$word "
+  done
+  printf '\n\033[1m$ %s\033[0m\n' "$shown"
+  "$@" < /dev/null
+  times+=("$(printf '%4d s  %s' $((SECONDS - start)) "$label")")
 }
 
 [ -f .venv/setup-seconds ] && times+=("$(printf '%4d s  setting up .venv (when it was made)' "$(cat .venv/setup-seconds)")")
 
-run instructrec models fetch smollm2-135m
-run instructrec check examples/support.tsv --test examples/test_wordings.tsv --test examples/test_matters.tsv --show 2
-run instructrec tune examples/tune.yaml --out "$out"
-run instructrec evaluate "$out" examples/test_wordings.tsv examples/test_matters.tsv
+run "bring the model" instructrec models fetch smollm2-135m
+run "check" instructrec check examples/support.tsv --test examples/test_wordings.tsv --test examples/test_matters.tsv --show 2
+run "tune" instructrec tune examples/tune.yaml --out "$out"
+run "evaluate before and after, report" instructrec evaluate "$out" examples/test_wordings.tsv examples/test_matters.tsv
 while IFS= read -r question; do
-  run instructrec run "$out" "$question"
+  run "answer: $question" instructrec run "$out" "$question"
 done < examples/ask.txt
 
 printf '\nTime of each part:\n'

@@ -385,17 +385,11 @@ def _rows_files(data: Sequence[str], verb: str) -> list[str]:
 
 
 def _assistant(target: str, settings: AnswerSettings) -> Assistant:
-    options = settings.model_dump()
-    threads = options.pop("threads")
     from .inference.assistant import Assistant
     from .recipes.rows import announce
 
     announce(target)
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-    return Assistant(target, **options)
+    return Assistant(target, **settings.model_dump())
 
 
 def _stdin() -> str:
