@@ -143,7 +143,7 @@ def test_every_model_is_loaded_without_its_code() -> None:
             }
             assert given & {"given", "trust_remote_code", "gguf_file"}, f"{name_of(file)}:{node.lineno}"
             checked += 1
-    assert checked >= 7
+    assert checked >= 6
 
 
 def test_budgets_of_files_functions_and_parameters() -> None:

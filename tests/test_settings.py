@@ -9,7 +9,7 @@ import pytest
 
 from instructrec.config import AnswerSettings, EvaluateSettings, TuneSettings
 from instructrec.errors import InputError
-from instructrec.settings import ELSEWHERE, MAX_BYTES, Resolved, leaves_of, resolve, shown, values_of
+from instructrec.settings import ELSEWHERE, MAX_BYTES, Resolved, checked, leaves_of, resolve, shown, values_of
 
 
 @pytest.fixture(autouse=True)
@@ -247,3 +247,44 @@ def test_every_setting_is_described_and_has_a_group() -> None:
     for cls in (TuneSettings, EvaluateSettings, AnswerSettings):
         for key, leaf in leaves_of(cls).items():
             assert leaf.description and leaf.group != "Settings", key
+
+
+# -- keyword arguments of Python -------------------------------------------------------------------------------------
+
+
+def test_keyword_arguments_are_checked_like_a_file() -> None:
+    assert checked(TuneSettings, {"epochs": 2, "lora": {"rank": 8}}).lora.rank == 8
+    assert checked(EvaluateSettings, {}) == EvaluateSettings()
+
+
+def test_every_problem_of_keyword_arguments_at_once() -> None:
+    values = {
+        "lerning_rate": 1,
+        "batch_tokens": 0,
+        "lora": {"rank": -1, "rnak": 2},
+        "lora_alpha": 2,
+        "full": 3,
+        "precision": "bf61",
+        "columns": {"answer": 2},
+        "clip": float("nan"),
+        "lr": 1e-4,
+        "xyzzy": "red",
+    }
+    with pytest.raises(InputError) as caught:
+        checked(TuneSettings, values)
+    assert sorted(str(caught.value).splitlines()) == [
+        "batch_tokens: out of range (got 0, want a whole number from 1 upwards)",
+        "clip: not a finite number (got nan, want a number above 0)",
+        "columns: not the right kind (got 2, want pairs such as instruction=text,answer=label)",
+        "full: is a section (got 3, want a dict)",
+        "lerning_rate: unknown setting, did you mean 'learning_rate'?",
+        "lora.rank: out of range (got -1, want a whole number from 1 upwards)",
+        "lora.rnak: unknown setting, did you mean 'lora.rank'?",
+        "lora_alpha: unknown setting, want lora={'alpha': …}",
+        "lr: unknown setting, did you mean 'learning_rate'?",
+        "precision: unknown value (got 'bf61', want auto, bf16 or fp32)",
+        "xyzzy: unknown setting ('instructrec config show' lists all)",
+    ]
+    with pytest.raises(InputError) as caught:
+        checked(EvaluateSettings, {"row": 5})
+    assert str(caught.value) == "row: unknown setting, did you mean 'rows'?"

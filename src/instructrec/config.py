@@ -64,7 +64,9 @@ class MachineSettings(Settings):
 
     group: ClassVar[str] = "Machine"
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
-    threads: int = Field(0, ge=0, description="processor threads; 0: as many as there are cores")
+    threads: int = Field(
+        0, ge=0, description="processor threads; 0: torch's own choice, as many as the cores it may use"
+    )
     offline: bool = Field(False, description="never ask the network for anything")
 
 

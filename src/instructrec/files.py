@@ -40,13 +40,20 @@ def write_text(path: Path, text: str) -> None:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only the owner can read
+        os.chmod(name, _mode(0o666))  # mkstemp makes files that only the owner can read
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
     sync(path.parent)
+
+
+def _mode(full: int) -> int:
+    """The mode that `open` (0o666) or `mkdir` (0o777) would give under the user's umask."""
+    mask = os.umask(0o077)  # it can only be read by setting it; strict for the moment, since other threads see it
+    os.umask(mask)
+    return full & ~mask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,7 +73,7 @@ def new_directory(final: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
+        os.chmod(temporary, _mode(0o777))
         for folder, _, names in os.walk(temporary):
             for name in names:
                 sync(Path(folder, name))

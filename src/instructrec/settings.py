@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
@@ -122,6 +122,37 @@ def resolve(cls: type[S], file: Path | None, overrides: Sequence[tuple[str, str]
     origins = {DATA: data.origin} if data else {}
     origins |= {key: chosen[key].origin if key in chosen else "default" for key in leaves}
     return Resolved(settings, origins, _files(data) if data else ())
+
+
+def checked(cls: type[S], values: Mapping[str, Any]) -> S:
+    """Settings from the keyword arguments of a Python call, where a section is a dict: `lora={"rank": 8}`.
+
+    Raises InputError with every problem, one a line.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        leaves = leaves_of(cls)
+        lines: dict[str, str] = {}
+        for detail in error.errors(include_url=False):
+            parts = [str(part) for part in detail["loc"]]
+            places = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+            key = next((place for place in places if place in leaves), places[0])
+            lines.setdefault(key, f"{key}: {_python_reason(key, detail, leaves)}")
+        raise InputError("\n".join(lines.values())) from error
+
+
+def _python_reason(key: str, detail: Mapping[str, Any], leaves: dict[str, Leaf]) -> str:
+    if detail["type"] == "extra_forbidden":
+        section, _, name = _spelled(key, leaves).rpartition(".")
+        inside = section and "." not in key.removeprefix(section + ".") and f"{section}.{name}" in leaves
+        return f"unknown setting, want {section}={{'{name}': …}}" if inside else _unknown(key, leaves)
+    got = repr(detail["input"])
+    got = got if len(got) <= 60 else got[:57] + "…"
+    if key in leaves:
+        return f"{_reason(detail['type'])} (got {got}, want {leaves[key].want})"
+    known = ", ".join(leaf.removeprefix(key + ".") for leaf in leaves if leaf.startswith(key + "."))
+    return f"is a section (got {got}, want a dict" + (f" with some of {known})" if known else ")")
 
 
 def leaves_of(cls: type[Settings]) -> dict[str, Leaf]:

@@ -219,6 +219,15 @@ def test_numbers_that_are_none_and_half_characters_do_not_stop_a_report(tmp_path
     write_card(report, report["run"], tmp_path)
 
 
+def test_rows_that_chose_the_checkpoint_are_a_warning() -> None:
+    warning = "3 of these rows served to choose the checkpoint: the scores of the tuned model may be too good."
+    assert warning in render(make(suites=[suite(overlap={"with_training": 0, "with_watched": 3})]))
+    assert "served to choose" not in render(make())
+    limit = "- 3 of the rows of unseen wordings served to choose the checkpoint.\n"
+    report = make(suites=[suite(overlap={"with_training": 0, "with_watched": 3})])
+    assert limit in card(report, report["run"]) and limit not in card(make(), make()["run"])
+
+
 def test_overlap_with_training_is_a_warning() -> None:
     warning = "2 of these rows are also in the training data"
     assert warning in render(make(suites=[suite(overlap={"with_training": 2})]))

@@ -151,6 +151,23 @@ def test_fingerprints_tell_models_apart(tmp_path: Path) -> None:
     assert len(fingerprint(str(one))) == 16 and fingerprint("someone/some-model") == ""
 
 
+def test_the_version_that_wrote_a_model_is_no_part_of_its_fingerprint(tmp_path: Path) -> None:
+    folder = tiny.folder("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+
+    def changed(**values: Any) -> str:
+        turned = dict(reversed((config | values).items()))
+        (folder / "config.json").write_text(json.dumps(turned, indent=7))
+        return fingerprint(str(folder))
+
+    assert "transformers_version" in config
+    before = fingerprint(str(folder))
+    assert before == changed(transformers_version="5.99.0") == changed()
+    assert changed(rope_theta=7.0) != before
+    nested = [changed(text_config={"transformers_version": version, "width": 3}) for version in ("5.1", "5.2")]
+    assert nested[0] == nested[1] != before
+
+
 def test_a_changed_prompt_is_refused(copy: Path) -> None:
     file = copy / "prompt.json"
     prompt = json.loads(file.read_text())

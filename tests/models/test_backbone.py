@@ -92,6 +92,16 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert refused(missing) == f"model: no such file: {missing}"
 
 
+def test_bf16_is_taken_only_where_a_cuda_device_has_it_natively(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = {"value": False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    supported = lambda including_emulation=True: including_emulation or native["value"]  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert backbone.compute_dtype("auto") == torch.float32
+    native["value"] = True
+    assert backbone.compute_dtype("auto") == torch.bfloat16
+
+
 def test_a_hub_id_needs_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "model: 'someone/some-model' looks like a hub id, and the network is switched off"
     with pytest.raises(EnvironmentFault) as caught:
@@ -175,6 +185,8 @@ def test_an_implementation_of_the_library_is_no_code(copy: Any) -> None:
         ({"model_type": "bart"}, "is an encoder-decoder (bart); this version tunes decoders"),
         ({"model_type": "bert"}, "is no decoder (bert); this version tunes decoders"),
         ({"model_type": "vit"}, "is no decoder (vit); this version tunes decoders"),
+        ({"model_type": "mamba"}, "keeps no key/value cache (mamba); this version tunes decoders with one"),
+        ({"model_type": "rwkv"}, "keeps no key/value cache (rwkv); this version tunes decoders with one"),
     ],
 )
 def test_only_decoders_are_taken(copy: Any, config: dict[str, Any], reason: str) -> None:

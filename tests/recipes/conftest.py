@@ -1,5 +1,40 @@
-"""Tiny models are slowed down by threads."""
+"""Rows and settings with which `tune` takes seconds. Tiny models are slowed down by threads."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from run_files import TASKS, WORDS
+
+from instructrec.recipes.tune import tune
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def base(tiny_folder: Any) -> Path:
+    return tiny_folder("qwen")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """40 rows of four tasks."""
+    lines = ["instruction\tinput\toutput\ttask"]
+    lines += [f"Please {task} it\t{word}\t{make(word)}\t{task}" for task, make in TASKS.items() for word in WORDS]
+    (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path / "rows.tsv"
+
+
+@pytest.fixture
+def quick(base: Path, table: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`tune` with settings for seconds; the run folder is tmp_path/run unless said."""
+
+    def run(data: Any = table, **settings: Any) -> Any:
+        given = {"model": str(base), "precision": "fp32", "threads": 1, "tensorboard": False, "batch_rows": 4}
+        return tune(data, **({"out": tmp_path / "run", "epochs": 1.0, "seed": 1} | given | settings))
+
+    return run

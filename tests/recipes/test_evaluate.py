@@ -12,7 +12,9 @@ import pytest
 
 import instructrec
 import tiny
-from instructrec.errors import InputError
+from instructrec.errors import DataError, EnvironmentFault, InputError
+from instructrec.evaluation import arms
+from instructrec.recipes.measure import run_part
 
 WORDS = "red blue green house lamp order parcel noon".split()
 ROWS = [
@@ -55,7 +57,7 @@ def test_three_arms_side_by_side(runs: dict[str, Path], method: str, tmp_path: P
     assert report == json.loads(json.dumps(found.report))
     assert [arm["name"] for arm in report["arms"]] == ["base", "few_shot", "tuned"]
     (suite,) = report["suites"]
-    assert suite["rows"] == 5 and suite["overlap"] == {"with_training": 2}
+    assert suite["rows"] == 5 and suite["overlap"] == {"with_training": 2, "with_watched": 0}
     assert "2 of 5 prompts were also trained on" in suite["notes"]
     assert set(suite["by_task"]) == {"upper", "double"}
     for arm in ("base", "few_shot", "tuned"):
@@ -118,7 +120,7 @@ def test_rows_are_drawn_by_seed(runs: dict[str, Path], tmp_path: Path) -> None:
         ({"arms": "tuned"}, "arms: nothing is left to measure (got 'tuned')"),
         ({"max_new_tokens": 250}, "<memory>:1: length: "),
         ({"rows": 0}, "rows: "),
-        ({"rowz": 1}, "rowz: "),
+        ({"rowz": 1}, "rowz: unknown"),
     ],
 )
 def test_wrong_settings(runs: dict[str, Path], tmp_path: Path, settings: Any, message: str) -> None:
@@ -126,6 +128,111 @@ def test_wrong_settings(runs: dict[str, Path], tmp_path: Path, settings: Any, me
         instructrec.evaluate(runs["base"], TEST, out=str(tmp_path / "out"), **(QUICK | settings))
     assert str(caught.value).startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+def put(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("inside", ["", "report"])
+def test_a_file_in_the_way_of_the_report_is_said_first(tmp_path: Path, inside: str) -> None:
+    out = tmp_path / "taken" / inside if inside else tmp_path / "taken"
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(InputError) as caught:
+        instructrec.evaluate("no such model", "no such file", out=str(out))
+    assert str(caught.value) == f"out: {out} is a file, or inside one (want a folder)"
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_folder_that_can_not_be_written_to_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("instructrec.recipes.measure.tempfile.TemporaryFile", refuse)
+    with pytest.raises(EnvironmentFault) as caught:
+        instructrec.evaluate("no such model", "no such file", out=str(tmp_path))
+    assert str(caught.value) == f"out: {tmp_path} can't be written to: Read-only file system"
+
+
+def test_all_suites_are_checked_before_any_is_answered(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms, "generate", lambda *_, **__: pytest.fail("answered already"))
+    long = ROWS[0] | {"input": "no " * 300}
+    files = [put(tmp_path / f"{name}.jsonl", [ROWS[0], long, long]) for name in "ab"]
+    with pytest.raises(DataError) as caught:
+        instructrec.evaluate(runs["base"], files, out=str(tmp_path / "out" / "deep"), **QUICK)
+    assert [(problem.file, problem.line, problem.field) for problem in caught.value.problems] == [
+        (file, line, "length") for file in files for line in (2, 3)
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_rejected_rows_are_kept_and_counted(runs: dict[str, Path], tmp_path: Path) -> None:
+    file = put(tmp_path / "test.jsonl", [*TEST, {"instruction": "", "output": "x"}])
+    found = instructrec.evaluate(
+        runs["base"], file, out=str(tmp_path / "out"), on_bad_row="skip", rows=4, max_new_tokens=1, **QUICK
+    )
+    (row,) = (json.loads(line) for line in (tmp_path / "out" / "rejected-test.jsonl").read_text().splitlines())
+    assert (row["file"], row["line"]) == (file, 6)
+    assert "6 rows read: 1 rejected, 0 without an answer, 4 measured" in found.report["suites"][0]["notes"]
+
+
+def test_rows_that_chose_the_checkpoint_are_said(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    more = [row | {"instruction": "Please say it", "task": "same", "output": row["input"]} for row in ROWS[:8]]
+    instructrec.tune(
+        ROWS + more, out=run, model=str(runs["base"]), max_steps=1, eval_every=1, held_out="task", held_out_tasks=1,
+        held_out_share=0.2, learning_rate=1e-2, tensorboard=False, **QUICK,
+    )  # fmt: skip
+    split, (watched,) = load(run / "split.json"), load(run / "run.json")["training"]["held_out_tasks"]
+    capsys.readouterr()
+    found = instructrec.evaluate(run, ROWS + more, arms="tuned", max_new_tokens=1, out=str(tmp_path / "out"), **QUICK)
+    (suite,) = found.report["suites"]
+    held = len(split["seen"]) + len(split["unseen_tasks"])
+    assert suite["overlap"] == {"with_training": len(split["train"]), "with_watched": held}
+    assert held > len(split["unseen_tasks"]) == 8
+    assert f"{held} of 24 prompts also served to choose the checkpoint" in suite["notes"]
+    assert f"8 rows belong to tasks that were kept out of training to watch ({watched})" in suite["notes"]
+    assert f"<memory>: {held} of 24 prompts also served to choose the checkpoint" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    fresh = [{"instruction": "Please", "input": "hot", "output": "hot", "task": watched}]
+    found = instructrec.evaluate(run, fresh, arms="tuned", max_new_tokens=1, out=str(tmp_path / "out"), **QUICK)
+    (suite,) = found.report["suites"]
+    assert suite["overlap"] == {"with_training": 0, "with_watched": 0}
+    assert f"1 row belongs to tasks that were kept out of training to watch ({watched})" in suite["notes"]
+
+
+def test_answers_are_json_whatever_the_model_does(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms, "row_losses", lambda _, rows, **__: [(float("nan"), 3) for _ in rows])
+    instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), max_new_tokens=1, **QUICK)
+    text = (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
+    assert "NaN" not in text and [row["nats"] for row in answers(tmp_path)] == [{"base": None}] * 5
+
+
+@pytest.mark.parametrize(
+    ("backbone", "licence"),
+    [("smollm2-135m", "apache-2.0"), ("gemma-3-270m", "gemma"), ("somebody/else", "unknown")],
+)
+def test_licences_of_built_in_models_are_known(runs: dict[str, Path], backbone: str, licence: str) -> None:
+    from instructrec.evaluation.card import card
+
+    run = load(runs["lora"] / "run.json") | {"backbone": {"name": backbone}}
+    part = run_part(run, "runs/mine")
+    assert part["license"] == licence and f"\nlicense: {licence}\n" in card(None, part)
+
+
+def test_suites_have_names_of_their_own(runs: dict[str, Path], tmp_path: Path) -> None:
+    files = []
+    for folder, name in (("a", "test-2"), ("b", "test"), ("c", "test")):
+        (tmp_path / folder).mkdir()
+        files.append(put(tmp_path / folder / f"{name}.jsonl", TEST[:1]))
+    found = instructrec.evaluate(runs["base"], files, out=str(tmp_path / "out"), max_new_tokens=1, **QUICK)
+    assert [suite["name"] for suite in found.report["suites"]] == ["test-2", "test", "test-3"]
 
 
 # -- the public door -------------------------------------------------------------------------------------------------

@@ -1,71 +1,29 @@
-"""`tune` end to end on tiny models: what the run folder holds, what is kept out of training, stopping and resuming."""
+"""`tune` end to end on tiny models: what the run folder holds, what is kept out of training, what is refused."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+from run_files import TASKS, WORDS, entries, load, refused
 from safetensors.torch import load_file
 
 import instructrec
 import learning
 import tiny
 from instructrec.data.records import Record
-from instructrec.errors import DataError, EnvironmentFault, InputError
-from instructrec.recipes.tune import Interrupted, tune
+from instructrec.errors import DataError, EnvironmentFault
+from instructrec.recipes.tune import _spread
 from instructrec.recipes.watch import UNSEEN, Watcher, part_rows
 
-WORDS = "red blue green house lamp order parcel noon hot cold".split()
-TASKS = {"upper": str.upper, "title": str.title, "double": lambda word: word + word, "first": lambda word: word[0]}
 PROMISED = [
     "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoints", "examples.json", "loss.png",
     "metrics.jsonl", "prompt.json", "report.html", "report.json", "run.json", "settings.json", "split.json",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def base(tiny_folder: Any) -> Path:
-    return tiny_folder("qwen")
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    """40 rows of four tasks."""
-    lines = ["instruction\tinput\toutput\ttask"]
-    lines += [f"Please {task} it\t{word}\t{make(word)}\t{task}" for task, make in TASKS.items() for word in WORDS]
-    (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return tmp_path / "rows.tsv"
-
-
-@pytest.fixture
-def quick(base: Path, table: Path, tmp_path: Path) -> Callable[..., Any]:
-    """`tune` with settings for seconds; the run folder is tmp_path/run unless said."""
-
-    def run(data: Any = table, **settings: Any) -> Any:
-        given = {"model": str(base), "precision": "fp32", "threads": 1, "tensorboard": False, "batch_rows": 4}
-        return tune(data, **({"out": tmp_path / "run", "epochs": 1.0, "seed": 1} | given | settings))
-
-    return run
-
-
-def load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def entries(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def refused(run: Callable[..., Any], *data: Any, **settings: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        run(*data, **settings)
-    return str(caught.value)
 
 
 def test_the_run_folder_holds_what_was_promised(quick: Any, table: Path, base: Path, capsys: Any) -> None:
@@ -221,6 +179,57 @@ def test_a_metric_of_answers_can_be_watched(quick: Any) -> None:
     assert load(folder / "run.json")["training"]["watch"] == watch
 
 
+def test_a_metric_that_does_not_fit_the_rows_is_named_with_its_reason(quick: Any, tmp_path: Path) -> None:
+    message = refused(quick, watch="bleu", max_steps=1)
+    assert message == "watch: bleu can't be computed on these rows"
+    message = refused(quick, watch="accuracy", max_steps=1, out=tmp_path / "other")
+    assert message == "watch: accuracy can't be computed on these rows (no closed set of labels)"
+
+
+def test_watched_rows_that_are_too_long_are_said_and_counted(quick: Any, tmp_path: Path, capsys: Any) -> None:
+    short, long = ({"instruction": "Say lamp", "output": text} for text in ("LAMP", "long " * 100))
+    folder = quick(validation=[short, long, short], on_long="drop", max_length=100, max_steps=1).folder
+    assert load(folder / "run.json")["data"]["parts"] == {"train": 40, "validation": 2}
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Held-out rows, validation: tokens a row: " in out and "; 0 inputs trimmed, 1 rows dropped" in out
+    message = refused(quick, validation=[long], on_long="drop", max_length=100, out=tmp_path / "other")
+    assert message == "no rows are left to watch in 'validation' (got 1 rows, 1 of them over max_length 100)"
+    assert not (tmp_path / "other").exists()
+
+
+def test_threads_are_torchs_own_choice_unless_said(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    folder = quick(max_steps=1, threads=0).folder
+    assert chosen == [] and load(folder / "run.json")["surroundings"]["threads"] == 7
+    quick(max_steps=1, threads=3, out=folder / "b")
+    assert chosen == [3]
+
+
+def test_the_loop_runs_where_the_model_is(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    class Recorded(accelerate.Accelerator):
+        def __init__(self, **options: Any) -> None:
+            given.append(options["cpu"])
+            super().__init__(**options)
+
+    monkeypatch.setattr(accelerate, "Accelerator", Recorded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    quick(max_steps=1)
+    assert given == [True]
+
+
+def test_examples_are_drawn_from_all_rows_of_a_task() -> None:
+    records = [Record.of("Sort", "good" if n < 50 else "bad", input=str(n), task="sort") for n in range(100)]
+    records += [Record.of("Shout", "A", input=str(n), task="shout") for n in range(3)]
+    drawn = _spread(records, 40, 0)
+    assert [record.task for record in drawn] == ["sort"] * 20 + ["shout"] * 3
+    assert {record.answer for record in drawn} == {"good", "bad", "A"}
+    assert drawn == _spread(records, 40, 0) != _spread(records, 40, 1)
+
+
 def test_bad_rows_can_be_skipped_into_a_file(quick: Any, table: Path) -> None:
     with open(table, "a", encoding="utf-8") as handle:
         handle.write("Please upper it\tred\n")
@@ -253,8 +262,24 @@ def test_wrong_settings_leave_nothing_behind(quick: Any, tmp_path: Path, setting
     [({"epochs": 0}, "epochs"), ({"learning_rate": float("nan")}, "learning_rate"), ({"lora": {"rank": -1}}, "lora.rank"), ({"lr": 1}, "lr")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(quick: Any, tmp_path: Path, settings: Any, key: str) -> None:
-    assert refused(quick, **settings).startswith(f"{key}: ")
+    message = refused(quick, **settings)
+    assert message.startswith(f"{key}: ") and ("(want " in message or ", want " in message or "did you mean" in message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_after_rejecting_rows_can_be_corrected(quick: Any, table: Path, tmp_path: Path) -> None:
+    with open(table, "a", encoding="utf-8") as handle:
+        handle.write("Please upper it\tred\n")
+    other = table.with_name("other.tsv")
+    other.write_bytes(table.read_bytes())
+    for data, files in ((table, ["rejected.jsonl"]), ([table, other], ["rejected-1.jsonl", "rejected-2.jsonl"])):
+        out = tmp_path / f"run{len(files)}"
+        assert refused(quick, data, on_bad_row="skip", max_length=500, out=out).startswith("max_length: ")
+        assert sorted(os.listdir(out)) == files
+        quick(data, on_bad_row="skip", max_steps=1, out=out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rejected-by-me.jsonl").write_text("mine")
+    assert "holds files already" in refused(quick, max_steps=1, out=tmp_path / "mine")
 
 
 def test_bad_rows_leave_nothing_behind(quick: Any, table: Path, tmp_path: Path) -> None:
@@ -301,126 +326,6 @@ def test_a_folder_that_cannot_be_made(quick: Any, tmp_path: Path) -> None:
     assert str(caught.value) == f"out: {tmp_path / 'file' / 'run'} can't be made: Not a directory"
 
 
-# -- stopping and going on -------------------------------------------------------------------------------------------
-
-
-def signalled(monkeypatch: pytest.MonkeyPatch, at: int, *numbers: int) -> None:
-    """This process gets the signals while step `at` runs."""
-    from instructrec.training import loop
-
-    step = loop.Training._step
-
-    def send(self: Any, number: int) -> Any:
-        entry = step(self, number)
-        for signal_number in numbers if number + 1 == at else ():
-            os.kill(os.getpid(), signal_number)
-        return entry
-
-    monkeypatch.setattr(loop.Training, "_step", send)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("at", [3, 4])  # 4: the look that is due then is made up for
-def test_a_signal_stops_with_a_checkpoint_and_resuming_equals_straight(
-    quick: Any, tmp_path: Path, number: int, code: int, at: int
-) -> None:
-    settings = {"lora": {"dropout": 0.1}, "epochs": 2.5, "eval_every": 4, "accumulation": 3, "batch_rows": 1}
-    straight = quick(out=tmp_path / "straight", **settings)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as caught:
-        signalled(patch, at, number)
-        quick(**settings)
-    where = tmp_path / "run" / "checkpoints"
-    text = f"stopped by {signal.Signals(number).name}; step {at} of {straight.steps} is in {where}, go on with --resume"
-    assert (str(caught.value), caught.value.exit_code) == (text, code)
-    assert "run.json" not in os.listdir(tmp_path / "run")
-    torch.manual_seed(at)
-    result = quick(resume=True, **settings)
-    assert (result.steps, result.best_step) == (straight.steps, straight.best_step)
-    for file in ("adapter_model.safetensors", f"checkpoints/step-{result.steps}/optimizer.safetensors", "split.json"):
-        assert (result.folder / file).read_bytes() == (straight.folder / file).read_bytes(), file
-    assert _figures(result.folder) == _figures(straight.folder)
-
-
-def test_a_second_signal_stops_at_once(quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signalled(monkeypatch, 4, signal.SIGTERM, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        quick(eval_every=100, save_steps=2)
-    assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-2"]
-    assert [entry["step"] for entry in entries(tmp_path / "run")] == [0, 1, 2, 3]
-    monkeypatch.undo()
-    assert quick(eval_every=100, save_steps=2, resume=True).steps == 7
-    assert [entry["step"] for entry in entries(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
-
-
-def test_each_look_leaves_a_checkpoint_and_the_best_is_remembered(
-    quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = {0: 9.0, 2: 2.0, 4: 4.0, 6: 3.0, 7: 3.0}
-    looked = lambda self, step: {name: {"loss": losses[step]} for name in ("seen", UNSEEN)}  # noqa: E731
-    monkeypatch.setattr(Watcher, "look", looked)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        signalled(patch, 5, signal.SIGTERM, signal.SIGINT)
-        quick(eval_every=2)
-    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-2", "step-4"]
-    result = quick(eval_every=2, resume=True)
-    assert (result.best_step, result.steps) == (2, 7)
-
-
-def _figures(folder: Path) -> list[Any]:
-    dropped = ("seconds", "tokens_per_second")
-    return [{key: value for key, value in entry.items() if key not in dropped} for entry in entries(folder)]
-
-
-def test_resuming_another_run_lists_each_difference(quick: Any, table: Path, tmp_path: Path) -> None:
-    quick(max_steps=2)
-    text = table.read_text(encoding="utf-8")
-    table.write_text(text.replace("Please upper it\tred\tRED", "Please upper it\tred\tROT"), encoding="utf-8")
-    message = refused(quick, resume=True, max_steps=2, seed=5, lora={"rank": 4, "target": "q_proj"}, method="lora")
-    lines = message.splitlines()
-    assert lines[0] == "resume: this is another run:"
-    assert [line.split(":")[0].strip() for line in lines[1:-1] + lines[-1:]] == [
-        f"data.{table}", "settings.lora.rank", "settings.lora.target", "settings.seed",
-    ]  # fmt: skip
-    assert "  settings.lora.rank: was 16, is 4" in lines and "  settings.seed: was 1, is 5" in lines
-
-
-def test_resuming_with_other_rows_to_watch_is_refused(quick: Any) -> None:
-    watch = [{"instruction": "Say lamp", "output": "LAMP"}]
-    quick(max_steps=2, validation=watch)
-    message = refused(quick, resume=True, max_steps=2, validation=[{"instruction": "Say lamp", "output": "Lamp"}])
-    assert message.splitlines()[1].startswith("  validation.<memory>: was '")
-
-
-def test_resuming_on_another_backbone_is_refused(quick: Any, tmp_path: Path) -> None:
-    model = tiny.folder("qwen", tmp_path / "model")
-    quick(max_steps=2, model=str(model))
-    tiny.folder("qwen", model, seed=3)
-    message = refused(quick, resume=True, max_steps=2, model=str(model))
-    assert message.splitlines()[1].startswith("  backbone.fingerprint: was '") and len(message.splitlines()) == 2
-
-
-def test_a_damaged_checkpoint_is_named_before_it_is_read(quick: Any, tmp_path: Path) -> None:
-    result = quick(max_steps=2)
-    file = result.folder / "checkpoints" / "step-2" / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    want = f"{file}: sha256 differs from the manifest, the checkpoint is damaged"
-    assert refused(quick, resume=True, max_steps=2) == want
-
-
-def test_a_finished_run_taken_up_again_is_the_same(quick: Any) -> None:
-    first = quick(max_steps=4)
-    before = {name: (first.folder / name).read_bytes() for name in ("adapter_model.safetensors", "split.json")}
-    again = quick(max_steps=4, resume=True)
-    assert (again.best_step, again.steps) == (first.best_step, first.steps)
-    assert all((again.folder / name).read_bytes() == content for name, content in before.items())
-
-
-def test_signal_handlers_are_put_back(quick: Any) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    quick(max_steps=1)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 # -- a method of a test ----------------------------------------------------------------------------------------------
 
 
@@ -448,20 +353,3 @@ def test_a_registered_method_is_tuned_with(quick: Any) -> None:
         instructrec.Assistant(folder, precision="fp32", max_new_tokens=3)("Please upper it")
     finally:
         del methods.METHODS["last_norm"]
-
-
-def test_a_run_that_died_before_its_first_checkpoint_starts_over(quick: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "settings.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n', encoding="utf-8")
-    quick(max_steps=2)
-    assert [
-        json.loads(line)["step"]
-        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-        if '"loss"' in line and '"look"' not in line
-    ] == [1, 2]
-    (tmp_path / "run2").mkdir()
-    (tmp_path / "run2" / "settings.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "run2" / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="holds files already"):
-        quick(max_steps=2, out=tmp_path / "run2")

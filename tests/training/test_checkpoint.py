@@ -15,6 +15,7 @@ import torch
 
 import learning
 import tiny
+from instructrec import files
 from instructrec.errors import InputError
 from instructrec.models.methods import METHODS
 from instructrec.training import checkpoint
@@ -86,9 +87,9 @@ def saved(tmp_path: Path) -> tuple[Path, Any]:
     return tmp_path / "step-2", run
 
 
-def refused(folder: Path, run: Any) -> str:
+def refused(folder: Path) -> str:
     with pytest.raises(InputError) as caught:
-        checkpoint.restore(folder, run.optimizer.optimizer, run.names)
+        checkpoint.verify(folder)
     return str(caught.value)
 
 
@@ -101,15 +102,15 @@ def test_a_checkpoint_is_safetensors_and_json_only(saved: Any) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
 def test_one_bit_names_the_file(saved: Any, name: str) -> None:
-    folder, run = saved
+    folder, _ = saved
     raw = bytearray((folder / name).read_bytes())
     raw[len(raw) // 2] ^= 1
     (folder / name).write_bytes(raw)
-    assert refused(folder, run) == f"{folder / name}: sha256 differs from the manifest, the checkpoint is damaged"
+    assert refused(folder) == f"{folder / name}: sha256 differs from the manifest, the checkpoint is damaged"
     (folder / name).write_bytes(b"")
-    assert refused(folder, run) == f"{folder / name}: sha256 differs from the manifest, the checkpoint is damaged"
+    assert refused(folder) == f"{folder / name}: sha256 differs from the manifest, the checkpoint is damaged"
     (folder / name).unlink()
-    assert refused(folder, run) == f"{folder / name}: missing, the checkpoint is damaged"
+    assert refused(folder) == f"{folder / name}: missing, the checkpoint is damaged"
 
 
 def test_leftovers_are_no_checkpoints(saved: Any) -> None:
@@ -129,6 +130,15 @@ def test_checkpoints_come_in_the_order_of_steps_and_are_thinned_out(tmp_path: Pa
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-2", "step-9", "step-10"]
     checkpoint.keep_only(tmp_path, {10, 2})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
+
+
+def test_what_a_killed_save_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".step-4.ab_12xyz", ".step-x.ab12", ".step-4", ".mine.d", "step-2", "step-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w").write_text("half")
+    (tmp_path / ".step-4.notes").write_text("mine")
+    checkpoint.keep_only(tmp_path, {2})
+    assert sorted(os.listdir(tmp_path)) == [".mine.d", ".step-4", ".step-4.notes", ".step-x.ab12", "step-2", "step-3"]
 
 
 def test_a_save_that_fails_leaves_the_old_one_and_nothing_else(saved: Any) -> None:
@@ -159,3 +169,17 @@ def test_a_kill_while_saving_leaves_the_old_one(saved: Any) -> None:
     assert len(os.listdir(folder.parent)) == 2  # and a leftover, which nobody takes for a checkpoint
     assert checkpoint.checkpoints(folder.parent) == [folder]
     checkpoint.verify(folder)
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_files_have_the_mode_that_the_umask_leaves(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        files.write_text(tmp_path / "text", "x")
+        with files.new_directory(tmp_path / "folder"):
+            pass
+        assert os.umask(mask) == mask  # it is as it was
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("text", "folder")]
+    assert modes == [0o666 & ~mask, 0o777 & ~mask]

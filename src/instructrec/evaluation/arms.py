@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.records import Record
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, Problem, did_you_mean
 from ..inference.engine import Sampling, generate
 from ..inference.loading import Loaded
 from ..prompts.fewshot import pick_shots, with_shots
@@ -19,6 +19,16 @@ from ..prompts.template import Rendered
 from ..training.loss import row_losses
 
 ARMS = {"base": "Base model", "few_shot": "Few-shot base model", "tuned": "Tuned model"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows of a suite as each arm is asked them, with how many examples each row shows. budget: tokens an answer
+    may have."""
+
+    rows: dict[str, list[Rendered]]
+    shots: dict[str, list[int]]
+    budget: int
 
 
 @dataclass(frozen=True)
@@ -72,52 +82,81 @@ class Bench:
         # Full fine-tuning is a model of its own; the pretrained one was loaded beside it.
         return nullcontext(loaded.backbone.model)
 
-    def answer(
-        self, arm: str, records: Sequence[Record], max_new_tokens: int | None, done: Callable[[int], None]
-    ) -> Answered:
-        """Generate an answer to each record and measure the likelihood of the right one.
+    def ask(
+        self, records: Sequence[Record], arms: Sequence[str], max_new_tokens: int | None
+    ) -> tuple[Asked, list[Problem]]:
+        """Render the rows for each arm; the problems are rows that can't be rendered or don't fit into the model.
 
         max_new_tokens: None for the longest right answer and a quarter more.
         """
-        loaded = self.loaded
-        right = [loaded.renderer.render(record) for record in records]
-        longest = max(len(row.ids) - row.prompt_end for row in right)
+        plain: list[Rendered] = []
+        problems: list[Problem] = []
+        for record in records:
+            try:
+                plain.append(_answer_only(self.loaded.renderer.render(record)))
+            except InputError as error:
+                problems.append(Problem(record.origin.file, record.origin.line, "prompt", str(error)))
+        if problems:  # the longest answer is not known
+            return Asked({}, {}, 0), problems
+        longest = max(map(_answer_length, plain))
         budget = max_new_tokens or longest + max(8, longest // 4)
-        rendered, counts = [], []
-        for record, row in zip(records, right, strict=True):
-            shown, count = self._with_shots(record, budget) if arm == "few_shot" else (row, 0)
-            self._check(shown, budget)
-            rendered.append(shown)
-            counts.append(count)
+        problems = [self._too_long(row, budget) for row in plain if not self._fits(row, budget)]
+        if problems:
+            return Asked({}, {}, budget), problems
+        rows = {arm: plain for arm in arms}
+        shots = {arm: [0] * len(plain) for arm in arms}
+        if "few_shot" in arms:
+            shown = [self._with_shots(record, row, budget) for record, row in zip(records, plain, strict=True)]
+            rows["few_shot"], shots["few_shot"] = [row for row, _ in shown], [number for _, number in shown]
+        return Asked(rows, shots, budget), []
+
+    def answer(self, arm: str, asked: Asked, done: Callable[[int], None]) -> Answered:
+        """Generate an answer to each row and measure the likelihood of the right one."""
+        loaded, rows = self.loaded, asked.rows[arm]
         with self.model_of(arm) as model:
             results = generate(
                 model,
-                [row.ids[: row.prompt_end] for row in rendered],
+                [row.ids[: row.prompt_end] for row in rows],
                 stop_ids=loaded.stop_ids,
                 pad_id=loaded.backbone.pad_id,
-                sampling=Sampling(max_new_tokens=budget),
+                sampling=Sampling(max_new_tokens=asked.budget),
                 batch_rows=self.batch_rows,
                 done=done,
             )
-            losses = row_losses(model, rendered, pad_id=loaded.backbone.pad_id, batch_tokens=4096)
+            losses = row_losses(model, rows, pad_id=loaded.backbone.pad_id, batch_tokens=4096)
         texts = [loaded.renderer.decode(result.ids) for result in results]
-        return Answered(texts, [result.finish for result in results], losses, counts)
+        return Answered(texts, [result.finish for result in results], losses, asked.shots[arm])
 
-    def _with_shots(self, record: Record, budget: int) -> tuple[Rendered, int]:
-        """The row with as many examples as the model can hold."""
+    def _with_shots(self, record: Record, plain: Rendered, budget: int) -> tuple[Rendered, int]:
+        """The row with as many examples as the model can hold; `plain` is the row without any."""
         chosen = pick_shots(record, self.pool, self.shots, self.seed)
-        while True:
-            row = self.loaded.renderer.render(with_shots(record, chosen))
-            last_only = [False] * row.prompt_end + row.supervised[row.prompt_end :]  # examples are no targets
-            row = Rendered(row.ids, last_only, row.instruction_end, row.prompt_end, 0, row.origin)
-            if not chosen or row.prompt_end + budget <= self.loaded.backbone.max_positions:
+        while chosen:
+            row = _answer_only(self.loaded.renderer.render(with_shots(record, chosen)))
+            if self._fits(row, budget):
                 return row, len(chosen)
             chosen = chosen[1:]
+        return plain, 0
 
-    def _check(self, row: Rendered, budget: int) -> None:
-        limit = self.loaded.backbone.max_positions
-        if row.prompt_end + budget > limit:
-            raise InputError(
-                f"{row.origin}: length: {row.prompt_end:,} tokens and an answer of up to {budget:,} "
-                f"are more than this model can hold ({limit:,})"
-            )
+    def _fits(self, row: Rendered, budget: int) -> bool:
+        """Whether the model can hold the prompt with a generated answer, and with the right one."""
+        return row.prompt_end + max(budget, _answer_length(row)) <= self.loaded.backbone.max_positions
+
+    def _too_long(self, row: Rendered, budget: int) -> Problem:
+        limit, right = self.loaded.backbone.max_positions, _answer_length(row)
+        if row.prompt_end + right > limit:  # no setting can help
+            reason = f"{row.prompt_end:,} tokens and a right answer of {right:,} are more than this model can hold"
+            advice = "leave the row out"
+        else:
+            reason = f"{row.prompt_end:,} tokens and an answer of up to {budget:,} are more than this model can hold"
+            advice = f"set --max-new-tokens to {limit - row.prompt_end:,} or less"
+        return Problem(row.origin.file, row.origin.line, "length", f"{reason} ({limit:,}); {advice}")
+
+
+def _answer_only(row: Rendered) -> Rendered:
+    """The row with its last answer as the only target, whatever was trained on: losses of all arms cover the same."""
+    flags = [False] * row.prompt_end + [True] * _answer_length(row)
+    return replace(row, supervised=flags, skipped_turns=0)
+
+
+def _answer_length(row: Rendered) -> int:
+    return len(row.ids) - row.prompt_end

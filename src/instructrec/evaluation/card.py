@@ -9,7 +9,7 @@ from typing import Any
 
 from instructrec import files
 from instructrec.evaluation.pictures import spoken
-from instructrec.evaluation.report import change, clean, count, interval, number, summary
+from instructrec.evaluation.report import cell, change, clean, count, summary
 
 
 def write_card(report: Mapping[str, Any] | None, run: Mapping[str, Any], folder: Path) -> Path:
@@ -78,20 +78,13 @@ def _scores(report: Mapping[str, Any]) -> list[str]:
             found = [suite["scores"][arm["name"]].get(name) for arm in arms]
             if not any(found):
                 continue
-            cells = [_cell(estimate, metric["unit"]) for estimate in found]
+            cells = [cell(estimate, metric["unit"]) for estimate in found]
             differences = [suite["differences"][pair].get(name) for pair in pairs]
             cells += [change(entry, metric["unit"]) if entry else "–" for entry in differences]
             label = metric["label"] if metric["higher_is_better"] else f"{metric['label']} (lower is better)"
             lines.append(_row([_plain(label), *cells]))
         sections += [title, "\n".join(lines)]
     return [*sections, f"In brackets: {_plain(report['interval'])}. More in `report.html`."]
-
-
-def _cell(estimate: Mapping[str, Any] | None, unit: str) -> str:
-    if not estimate:
-        return "–"
-    known = interval(estimate, unit)
-    return f"{number(estimate['value'], unit)} ({known})" if known else number(estimate["value"], unit)
 
 
 def _limits(report: Mapping[str, Any] | None) -> list[str]:
@@ -105,6 +98,8 @@ def _limits(report: Mapping[str, Any] | None) -> list[str]:
     for suite in report["suites"]:
         if overlap := suite["overlap"].get("with_training", 0):
             limits.append(f"{overlap} of the rows of {_plain(spoken(suite['name']))} are also in the training data.")
+        if watched := suite["overlap"].get("with_watched", 0):
+            limits.append(f"{watched} of the rows of {_plain(spoken(suite['name']))} served to choose the checkpoint.")
     return limits
 
 

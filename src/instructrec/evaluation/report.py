@@ -82,6 +82,14 @@ def interval(estimate: Mapping[str, Any], unit: str) -> str:
     return f"{number(low, unit)}{DASH}{number(high, unit)}"
 
 
+def cell(estimate: Mapping[str, Any] | None, unit: str) -> str:
+    """Number and interval: `61.3% (49–72%)`; a dash for a metric that was not measured."""
+    if not estimate:
+        return DASH
+    known = interval(estimate, unit)
+    return f"{number(estimate['value'], unit)} ({known})" if known else number(estimate["value"], unit)
+
+
 def _whole(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 0.5 else "0"  # never "-0"
 
@@ -222,6 +230,7 @@ def _suite(report: Mapping[str, Any], suite: Mapping[str, Any], series: Mapping[
         "more_tasks": tasks[FOLD:],
         "compared": [_pair(pair, report["arms"]) for pair in suite["differences"]],
         "overlap": suite["overlap"].get("with_training", 0),
+        "watched": suite["overlap"].get("with_watched", 0),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,13 @@ def _object(file: Path) -> dict[str, Any]:
 
 def fingerprint(folder: str) -> str:
     """16 hex digits over a model folder's configuration and its weights' sizes, first and last megabyte; '' for a hub
-    id. Enough to tell two models apart, and quick for large ones."""
+    id. Enough to tell two models apart, and quick for large ones. The same weights saved by another version of the
+    library, or with other spacing, are the same model."""
     path = Path(folder)
     if not path.is_dir():
         return ""
-    digest = hashlib.sha256((path / "config.json").read_bytes())
+    config = json.dumps(_without_version(_object(path / "config.json")), sort_keys=True)
+    digest = hashlib.sha256(config.encode())
     for weights in sorted(path.glob("*.safetensors")):
         size = weights.stat().st_size
         digest.update(f"{weights.name}:{size}".encode())
@@ -117,3 +120,10 @@ def fingerprint(folder: str) -> str:
             handle.seek(max(0, size - (1 << 20)))
             digest.update(handle.read())
     return digest.hexdigest()[:16]
+
+
+def _without_version(config: Any) -> Any:
+    """A configuration less the `transformers_version` that wrote it, also in those nested in it."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_version(value) for key, value in config.items() if key != "transformers_version"}

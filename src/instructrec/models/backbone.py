@@ -6,6 +6,7 @@ Weights are only ever read from safetensors or GGUF; code that a model folder br
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,7 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 def _has_bf16() -> bool:
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -106,17 +107,12 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
     Raises InputError for a model that is no decoder, has no safetensors, lacks weights, or whose tokenizer does not
     fit.
     """
-    where = find(name, offline)
-    local = Path(where).is_dir()
+    where, config, tokenizer = _config_and_tokenizer(name, offline)
     with quiet():
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        # False, not left away: the library would ask on the terminal whether to run the folder's code.
-        given: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+        given = _given(where)
         try:
-            config = AutoConfig.from_pretrained(where, **given)
-            _check_decoder(config, name)
-            tokenizer = AutoTokenizer.from_pretrained(where, **given)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, config=config, dtype=dtype, use_safetensors=True, **LOADING, **given
             )
@@ -124,8 +120,6 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
             raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
     model, info = loaded
     check_complete(info, f"model: '{name}'")
-    if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"model: '{name}' has no tokenizer.json (a fast tokenizer is needed)")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError(f"model: '{name}': the tokenizer has {len(tokenizer):,} ids, the embedding only {rows:,} rows")
@@ -142,20 +136,33 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
 
 def load_tokenizer(name: str, *, offline: bool = False) -> tuple[Any, int]:
     """Tokenizer of a model, and the default number of tokens a row may have, without loading weights."""
+    _, config, tokenizer = _config_and_tokenizer(name, offline)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_LENGTH
+    return tokenizer, min(int(positions), _DEFAULT_LENGTH)
+
+
+def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
+    """Where a decoder lies, its configuration and its fast tokenizer. Raises InputError for anything else."""
     where = find(name, offline)
-    local = Path(where).is_dir()
     with quiet():
         from transformers import AutoConfig, AutoTokenizer
 
-        given: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+        given = _given(where)
         try:
             config = AutoConfig.from_pretrained(where, **given)
+            _check_decoder(config, name)
             tokenizer = AutoTokenizer.from_pretrained(where, **given)
         except BROKEN as error:
             raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
-    _check_decoder(config, name)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_LENGTH
-    return tokenizer, min(int(positions), _DEFAULT_LENGTH)
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"model: '{name}' has no tokenizer.json (a fast tokenizer is needed)")
+    return where, config, tokenizer
+
+
+def _given(where: str) -> dict[str, Any]:
+    """What every `from_pretrained` is told."""
+    # False, not left away: the library would ask on the terminal whether to run the folder's code.
+    return {"local_files_only": Path(where).is_dir(), "trust_remote_code": False}
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -245,3 +252,9 @@ def _check_decoder(config: Any, name: str) -> None:
     two_sided = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or two_sided:
         raise InputError(f"model: '{name}' is no decoder ({config.model_type}); this version tunes decoders")
+    # Answers are made with a cache of keys and values; a recurrent model keeps another state.
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if "past_key_values" not in inspect.signature(model_class.forward).parameters:
+        raise InputError(
+            f"model: '{name}' keeps no key/value cache ({config.model_type}); this version tunes decoders with one"
+        )

@@ -24,17 +24,19 @@ def check(files: Sequence[str], test_files: Sequence[str], settings: TuneSetting
     """
     rows = read_rows(list(files), settings, Path("rejected.jsonl"))
     console.say(f"{rows.read:,} rows read = {len(rows):,} used + {rows.rejected:,} rejected")
-    if rows.rejected:
-        console.say("Rejected rows are in rejected.jsonl")
-    test = read_rows(list(test_files), settings) if test_files else Rows(())
+    test = read_rows(list(test_files), settings, Path("rejected-test.jsonl")) if test_files else Rows(())
     if test_files:
         console.say(f"{len(test):,} test rows read")
-    _findings(rows.records, test.records)
+    watched = None
+    if settings.validation is not None:
+        watched = read_rows(settings.validation, settings, Path("rejected-validation.jsonl")).records
+        console.say(f"{len(watched):,} validation rows read")
+    _findings(rows.records, (*test, *(watched or ())))
     tasks = {record.task for record in rows if record.task}
     wordings = len({record.instruction for record in rows})
     console.say(f"{len(tasks) or 'no'} tasks, {wordings:,} different instructions")
     try:
-        parts = part_rows(rows.records, None, settings)
+        parts = part_rows(rows.records, watched, settings)
         console.say(parts.explanation)
     except InputError as error:
         console.warn(str(error))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,18 +17,21 @@ import numpy as np
 
 from .. import __version__, console
 from ..config import EvaluateSettings
-from ..data.records import Record
+from ..data.records import Record, Rows
 from ..environment import commit_of_source
-from ..errors import InputError
-from ..evaluation.arms import ARMS, Answered, Bench, choose_arms
+from ..errors import DataError, EnvironmentFault, InputError
+from ..evaluation.arms import ARMS, Answered, Asked, Bench, choose_arms
 from ..evaluation.card import write_card
-from ..evaluation.report import interval, number, write_report
+from ..evaluation.report import cell, clean, write_report
 from ..files import read_json, write_text
 from ..inference.loading import Loaded, is_run, open_target
 from ..measures.metrics import METRICS, RowScores, label_set, score
 from ..measures.statistics import Estimate, bootstrap, paired_difference
+from ..models import embedded
+from ..settings import checked
 from .rows import Data, announce, read_rows
 
+MEMORY = "<memory>"  # stands for a file name where rows came from Python
 WORST = 10
 RESAMPLES = 1000
 
@@ -49,14 +55,7 @@ def evaluate(target: str | os.PathLike[str], data: Data, **settings: Any) -> Eva
     data: a file, several (each becomes a suite), a list of dicts, or what `read` returned.  settings: those of
     `instructrec evaluate`, such as `arms="tuned"`, `rows=100`, `out="reports/mine"`.
     """
-    from pydantic import ValidationError
-
-    try:
-        checked = EvaluateSettings(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
-    return _evaluate(os.fspath(target), data, checked, "")
+    return _evaluate(os.fspath(target), data, checked(EvaluateSettings, settings), "")
 
 
 def evaluate_files(target: str, files: list[str], settings: EvaluateSettings, command: str) -> Evaluation:
@@ -69,12 +68,44 @@ def evaluate_files(target: str, files: list[str], settings: EvaluateSettings, co
 
 
 def _evaluate(target: str, data: Data, settings: EvaluateSettings, command: str) -> Evaluation:
+    if settings.out:
+        folder = Path(settings.out)
+    else:
+        folder = Path(target) if is_run(target) else Path("runs") / f"{_plain_name(target)}-untuned"
+    with _place(folder):
+        return _report(target, data, settings, command, folder)
+
+
+@contextmanager
+def _place(folder: Path) -> Iterator[None]:
+    """Make sure that the report can be written before hours go into it; new folders that stay empty are removed.
+
+    Raises InputError where a file is in the way, EnvironmentFault where the folder can't be made or written to.
+    """
+    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"out: {folder} is a file, or inside one (want a folder)") from None
+    except OSError as error:
+        raise EnvironmentFault(f"out: {folder} can't be written to: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it holds something, as it should
+            for path in new:
+                path.rmdir()
+
+
+def _report(target: str, data: Data, settings: EvaluateSettings, command: str, folder: Path) -> Evaluation:
     import torch
 
     started = time.time()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    suites = _suites(data, settings)
+    suites = _suites(data, settings, folder)
     announce(target)
     loaded = open_target(
         target,
@@ -88,27 +119,34 @@ def _evaluate(target: str, data: Data, settings: EvaluateSettings, command: str)
     for note in notes:
         console.note(note)
     bench = Bench(loaded, pool, settings.shots, settings.seed, settings.batch_rows)
+    asked = _ask(suites, bench, arms, settings.max_new_tokens)
     report = empty_report(loaded.run or _untuned(loaded, target), target) | {
         "command": command or f"evaluate({target!r}, …)",
         "arms": [{"name": arm, "label": ARMS[arm], "detail": _detail(arm, loaded, settings)} for arm in arms],
     }
-    trained_keys = _training_keys(loaded)
+    known = _Known.of(loaded)
     answers: list[dict[str, Any]] = []
-    for suite in suites:
-        entry, primary, samples = _measure(suite, bench, arms, loaded, settings, trained_keys)
+    for suite, rows in zip(suites, asked, strict=True):
+        entry, primary, samples = _measure(suite, bench, rows, loaded, settings.seed, known)
         if not report["suites"]:
             report["primary"] = primary
         entry["notes"] = notes + entry["notes"]
         report["suites"].append(entry)
         answers += samples
     report["seconds"] = round(time.time() - started, 1)
-    folder = Path(settings.out) if settings.out else (loaded.folder or Path("runs") / f"{_plain_name(target)}-untuned")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))
     page = write_report(report, folder)
     if loaded.folder and folder == loaded.folder:
         write_card(report, report["run"], folder)
     return Evaluation(report, page)
+
+
+def _ask(suites: Sequence[_Suite], bench: Bench, arms: Sequence[str], max_new_tokens: int | None) -> list[Asked]:
+    """All suites rendered before the first is answered. Raises DataError with every row that can't be."""
+    found = [bench.ask(suite.records, arms, max_new_tokens) for suite in suites]
+    if problems := [problem for _, some in found for problem in some]:
+        raise DataError(problems)
+    return [asked for asked, _ in found]
 
 
 @dataclass(frozen=True)
@@ -117,43 +155,86 @@ class _Suite:
     file: str
     sha256: str
     records: list[Record]
+    account: str  # where not every row that was read is measured
 
 
-def _suites(data: Data, settings: EvaluateSettings) -> list[_Suite]:
-    """One suite a file; rows without an answer can't be measured."""
+def _suites(data: Data, settings: EvaluateSettings, folder: Path) -> list[_Suite]:
+    """One suite a file; rows without an answer can't be measured. Rejected rows are kept in `folder`."""
     several = isinstance(data, (list, tuple)) and data and isinstance(data[0], (str, os.PathLike))
-    suites = []
-    names: set[str] = set()
+    suites: list[_Suite] = []
     for source in data if several else [data]:  # type: ignore[union-attr]
-        rows = read_rows(source, settings)  # type: ignore[arg-type]
+        name = _suite_name(source, {suite.name for suite in suites})
+        rows = read_rows(source, settings, folder / f"rejected-{name}.jsonl")  # type: ignore[arg-type]
         records = [record for record in rows if record.answer]
-        if settings.rows and len(records) > settings.rows:
-            order = np.random.default_rng(settings.seed).permutation(len(records))[: settings.rows]
-            records = [records[place] for place in sorted(order)]
         if not records:
             raise InputError(f"{source}: no row has an answer to measure against")
-        file, digest = next(iter(rows.files.items()), ("<memory>", ""))
-        stem = Path(file).stem if file != "<memory>" else "rows"
-        name = stem if stem not in names else f"{stem}-{len(names) + 1}"
-        names.add(name)
-        suites.append(_Suite(name, file, digest, records))
+        answered = len(records)
+        if settings.rows and answered > settings.rows:
+            order = np.random.default_rng(settings.seed).permutation(answered)[: settings.rows]
+            records = [records[place] for place in sorted(order)]
+        read = len(rows) + rows.rejected
+        parts = [f"{rows.rejected:,} rejected", f"{len(rows) - answered:,} without an answer"]
+        account = f"{read:,} rows read: {', '.join(parts)}, {len(records):,} measured" if read > len(records) else ""
+        file, digest = next(iter(rows.files.items()), (MEMORY, ""))
+        suites.append(_Suite(name, file, digest, records, account))
     return suites
 
 
+def _suite_name(source: Any, taken: set[str]) -> str:
+    """The file's name without its ending, with a number where another suite has that name; rows of no file: `rows`."""
+    file = next(iter(source.files), "") if isinstance(source, Rows) else source
+    stem = Path(file).stem if isinstance(file, (str, os.PathLike)) else ""
+    stem = stem.encode("utf-8", "backslashreplace").decode() or "rows"
+    numbered = (f"{stem}-{number}" for number in range(2, len(taken) + 3))
+    return next(name for name in (stem, *numbered) if name not in taken)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a run saw of its own rows: keys of the prompts it was trained on and watched, tasks it only watched."""
+
+    trained: frozenset[str] = frozenset()
+    watched: frozenset[str] = frozenset()
+    watched_tasks: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> _Known:
+        if loaded.folder is None or not (loaded.folder / "split.json").is_file():
+            return cls()
+        parts = dict(read_json(loaded.folder / "split.json"))
+        trained = frozenset(parts.pop("train"))
+        tasks = frozenset(loaded.run["training"]["held_out_tasks"])
+        return cls(trained, frozenset(key for keys in parts.values() for key in keys), tasks)
+
+    def overlap(self, suite: _Suite) -> tuple[dict[str, int], list[str]]:
+        """How many prompts of a suite the run has seen, and notes that say so; what spoils the scores is warned of."""
+        keys = [record.prompt_key for record in suite.records]
+        trained = sum(key in self.trained for key in keys)
+        watched = sum(key in self.watched for key in keys)
+        notes = []
+        if trained:
+            notes.append(f"{trained} of {len(keys)} prompts were also trained on")
+            console.warn(f"{suite.file}: {trained} of {len(keys)} prompts are also in the training rows")
+        if watched:
+            notes.append(f"{watched} of {len(keys)} prompts also served to choose the checkpoint")
+            console.warn(f"{suite.file}: {watched} of {len(keys)} prompts also served to choose the checkpoint")
+        tasks = [record.task for record in suite.records if record.task in self.watched_tasks]
+        if tasks:
+            names = ", ".join(sorted(set(tasks)))
+            plural = "row belongs" if len(tasks) == 1 else "rows belong"
+            notes.append(f"{len(tasks)} {plural} to tasks that were kept out of training to watch ({names})")
+        return {"with_training": trained, "with_watched": watched}, notes
+
+
 def _measure(
-    suite: _Suite,
-    bench: Bench,
-    arms: Sequence[str],
-    loaded: Loaded,
-    settings: EvaluateSettings,
-    trained_keys: frozenset[str],
+    suite: _Suite, bench: Bench, asked: Asked, loaded: Loaded, seed: int, known: _Known
 ) -> tuple[dict[str, Any], str, list[dict[str, Any]]]:
-    records = suite.records
+    records, arms = suite.records, list(asked.rows)
     answered: dict[str, Answered] = {}
     with console.progress(len(records) * len(arms), f"Answering {suite.name}", unit="rows") as bar:
         for arm in arms:
             bar.advance(0, arm=arm)
-            answered[arm] = bench.answer(arm, records, settings.max_new_tokens, bar.advance)
+            answered[arm] = bench.answer(arm, asked, bar.advance)
     labels = loaded.run.get("labels") or label_set([record.answer for record in records])
     references = [record.answers for record in records]
     scores = {
@@ -161,11 +242,9 @@ def _measure(
     }
     pairs = [("tuned", "base"), ("tuned", "few_shot")] if "tuned" in arms else []
     tasks = _by_task(records)
-    overlap = sum(record.prompt_key in trained_keys for record in records)
-    notes = [f"{ARMS[arm]}: {result.ended:.0f}% of answers ended by themselves" for arm, result in answered.items()]
-    if overlap:
-        notes.append(f"{overlap} of {len(records)} prompts were also trained on")
-        console.warn(f"{suite.file}: {overlap} of {len(records)} prompts are also in the training rows")
+    overlap, notes = known.overlap(suite)
+    notes = [suite.account] * bool(suite.account) + notes
+    notes += [f"{ARMS[arm]}: {result.ended:.0f}% of answers ended by themselves" for arm, result in answered.items()]
     if labels:
         notes += [f"{ARMS[arm]}: {entry.outside_share:.1f}% of answers are no label" for arm, entry in scores.items()]
     signatures = {found.note for entry in scores.values() for found in entry.statistics.values() if found.note}
@@ -175,11 +254,11 @@ def _measure(
         "file": suite.file,
         "sha256": suite.sha256,
         "rows": len(records),
-        "overlap": {"with_training": overlap},
-        "scores": {arm: _estimates(found, settings.seed) for arm, found in scores.items()},
-        "differences": {f"{a}-{b}": _differences(scores[a], scores[b], settings.seed) for a, b in pairs if b in scores},
+        "overlap": overlap,
+        "scores": {arm: _estimates(found, seed) for arm, found in scores.items()},
+        "differences": {f"{a}-{b}": _differences(scores[a], scores[b], seed) for a, b in pairs if b in scores},
         "by_task": {
-            task: {arm: _estimates(found.take(rows), settings.seed) for arm, found in scores.items()}
+            task: {arm: _estimates(found.take(rows), seed) for arm, found in scores.items()}
             for task, rows in tasks.items()
         },
         "worst": _worst(records, answered, scores[arms[-1]], arms),
@@ -265,12 +344,6 @@ def _pool(loaded: Loaded) -> list[Record]:
     return [Record.of(row["instruction"], row["output"], input=row["input"], task=row["task"]) for row in rows]
 
 
-def _training_keys(loaded: Loaded) -> frozenset[str]:
-    if loaded.folder is None or not (loaded.folder / "split.json").is_file():
-        return frozenset()
-    return frozenset(read_json(loaded.folder / "split.json")["train"])
-
-
 def _detail(arm: str, loaded: Loaded, settings: EvaluateSettings) -> str:
     if arm == "tuned":
         return f"{loaded.backbone.name} tuned with {loaded.run['method']}"
@@ -301,7 +374,16 @@ def run_part(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
         "parameters": run["parameters"],
         "settings": run["settings"],
         "data": {key: run["data"][key] for key in ("files", "rows", "parts", "held_out")},
+        "license": _license(run["backbone"]["name"]),
     }
+
+
+def _license(backbone: str) -> str:
+    """Licence of a built-in model as model hubs spell it; of others nothing is known."""
+    if backbone not in embedded.MODELS:
+        return "unknown"
+    licence = embedded.MODELS[backbone].licence
+    return {"Gemma Terms of Use": "gemma"}.get(licence, licence.lower())
 
 
 def empty_report(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -338,14 +420,7 @@ def _print(report: Mapping[str, Any], suite: Mapping[str, Any]) -> None:
     rows = []
     for name in shown:
         metric = report["metrics"][name]
-        cells = []
-        for arm in report["arms"]:
-            estimate = suite["scores"][arm["name"]].get(name)
-            if estimate is None:
-                cells.append("–")
-                continue
-            known = interval(estimate, metric["unit"])
-            cells.append(number(estimate["value"], metric["unit"]) + (f" ({known})" if known else ""))
+        cells = [cell(suite["scores"][arm["name"]].get(name), metric["unit"]) for arm in report["arms"]]
         rows.append([metric["label"], *cells])
     headers = ["", *(arm["label"] for arm in report["arms"])]
     console.table(headers, rows, title=f"{suite['name']}: {suite['rows']} rows, 95% interval in brackets")
@@ -356,9 +431,4 @@ def _plain_name(target: str) -> str:
 
 
 def _line(sample: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(sample, ensure_ascii=False) + "\n"
-
-
-__all__ = ["Evaluation", "empty_report", "evaluate", "evaluate_files", "is_run", "run_part"]
+    return json.dumps(clean(sample), ensure_ascii=False, allow_nan=False) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,8 @@ from ..inference.loading import RUN_FILE, is_run
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors")
 
 # What a run writes before its first checkpoint.
-_BEGUN = {"settings.json", "prompt.json", "metrics.jsonl", "checkpoints", "tensorboard", "rejected.jsonl"}
+_BEGUN = {"settings.json", "prompt.json", "metrics.jsonl", "checkpoints", "tensorboard"}
+_REJECTED = re.compile(r"rejected(-\d+)?\.jsonl")  # one for each file of rows
 
 
 class RunFolder:
@@ -41,8 +43,9 @@ class RunFolder:
     def _abandoned(self) -> bool:
         """True for what a run leaves that died before its first checkpoint: nothing in it is worth keeping."""
         names = {path.name for path in self.path.iterdir()}
-        begun = "settings.json" in names and names <= _BEGUN
-        return begun and not list(self.checkpoints.glob("step-*"))
+        rejected = set(filter(_REJECTED.fullmatch, names))  # written before settings.json
+        begun = rejected or "settings.json" in names
+        return bool(begun) and names - rejected <= _BEGUN and not list(self.checkpoints.glob("step-*"))
 
     def make(self, resume: bool) -> None:
         """Make the folder where there is none. Raises EnvironmentFault when it can't be made."""
@@ -114,4 +117,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["RUN_FILE", "RunFolder", "free_folder", "last_folder", "surroundings"]
+__all__ = ["RUN_FILE", "RunFolder", "free_folder", "is_run", "last_folder", "surroundings"]

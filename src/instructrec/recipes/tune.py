@@ -20,8 +20,9 @@ from ..data.records import Record, Rows
 from ..errors import InputError, InstructRecError
 from ..files import read_json, write_json
 from ..models.methods import Method, get
+from ..settings import checked
 from .rows import Data, announce, read_rows
-from .runfolder import RUN_FILE, RunFolder, free_folder, last_folder, surroundings
+from .runfolder import RUN_FILE, RunFolder, free_folder, is_run, last_folder, surroundings
 from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
 
 # Settings that may differ between a run and its resumption without changing the result.
@@ -63,14 +64,8 @@ def tune(
     settings: those of `instructrec tune`, such as `method="full"`, `epochs=2`, `lora={"rank": 8}`.
     Raises InputError (bad rows or settings), EnvironmentFault (disk, network), NonFinite (the loss is not a number).
     """
-    from pydantic import ValidationError
-
-    try:
-        checked = TuneSettings(out=None if out is None else os.fspath(out), **settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from error
-    return _tune(data, checked, {}, validation)
+    values = settings if out is None else settings | {"out": os.fspath(out)}
+    return _tune(data, checked(TuneSettings, values), {}, validation)
 
 
 def tune_files(files: list[str], settings: TuneSettings, origins: dict[str, str]) -> TuneResult:
@@ -83,7 +78,8 @@ def _tune(data: Data, settings: TuneSettings, origins: dict[str, str], validatio
     check_watch(settings.watch)
     folder = RunFolder(_folder(data, settings))
     folder.check(settings.resume)
-    rows = read_rows(data, settings, folder.path / "rejected.jsonl")
+    # A resumed run reads the rows it read before, and has written those it rejected.
+    rows = read_rows(data, settings, None if settings.resume else folder.path / "rejected.jsonl")
     watched = validation if validation is not None else settings.validation
     held = None if watched is None else read_rows(watched, settings)
     parts = part_rows(rows.records, None if held is None else held.records, settings)
@@ -92,7 +88,7 @@ def _tune(data: Data, settings: TuneSettings, origins: dict[str, str], validatio
     run.watched_files = {} if held is None else dict(held.files) or {MEMORY: _digest(held.records)}
     with _quiet():
         run.prepare()
-        return run.train()
+        return run.finished or run.train()
 
 
 def _folder(data: Data, settings: TuneSettings) -> Path:
@@ -118,6 +114,7 @@ class _Run:
         self.folder, self.settings, self.origins = folder, settings, origins
         self.method, self.rows, self.parts = method, rows, parts
         self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
+        self.finished: TuneResult | None = None  # where there is nothing left to do
 
     def prepare(self) -> None:
         """Load the backbone, render the rows, attach the method: all that can fail before the first step."""
@@ -128,8 +125,8 @@ class _Run:
         from ..prompts.lengths import fit
 
         settings, method = self.settings, self.method
-        threads = settings.threads or os.cpu_count() or 1
-        torch.set_num_threads(threads)
+        if settings.threads:  # else torch's own choice: it heeds OMP_NUM_THREADS and the cores this process may use
+            torch.set_num_threads(settings.threads)
         self.dtype = backbones.compute_dtype(settings.precision)
         announce(settings.model)
         self.backbone = backbones.load(settings.model, dtype=self.dtype, offline=settings.offline)
@@ -153,6 +150,10 @@ class _Run:
         options = getattr(settings, method.name).model_dump() if hasattr(settings, method.name) else {}
         self.identity = self._identity()
         self.checkpoint = self._checkpoint() if settings.resume else None
+        self.finished = self._finished(self.checkpoint) if self.checkpoint else None
+        if self.finished:
+            console.say(f"Nothing left to do: {self.folder.path} is a finished run ({self.finished.stopped})")
+            return
         if self.checkpoint:
             self.model = method.load(self.backbone.model, self.checkpoint, trainable=True)
         else:
@@ -160,7 +161,7 @@ class _Run:
         if settings.checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
-        self.surroundings = surroundings(threads)
+        self.surroundings = surroundings(torch.get_num_threads())
 
     def _identity(self) -> dict[str, Any]:
         from ..inference.loading import fingerprint
@@ -188,11 +189,22 @@ class _Run:
         verify(found[-1])  # before its weights are read
         return found[-1]
 
+    def _finished(self, checkpoint: Path) -> TuneResult | None:
+        """What the run came to, if it ended with this checkpoint: going on would only wipe its evaluation."""
+        if not is_run(str(self.folder.path)):
+            return None
+        training = read_json(self.folder.path / RUN_FILE)["training"]
+        last = training["steps"][-1]["step"]
+        if checkpoint.name != f"step-{last}":
+            return None
+        return TuneResult(self.folder.path, training["best_step"], last, training["stopped"])
+
     def train(self) -> TuneResult:
         """Run the loop and write what the run folder needs; returns when all is on disk."""
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
+        from ..models import backbone as backbones
         from ..models.methods import trained_parameters
         from ..training import checkpoint
         from ..training.loop import Hooks, Training
@@ -201,6 +213,7 @@ class _Run:
         settings, folder = self.settings, self.folder
         AcceleratorState._reset_state()  # it would hold a second run of this process to the precision of the first
         accelerator = Accelerator(
+            cpu=backbones.device().type == "cpu",  # it would take a Mac's mps, which has no float64
             mixed_precision="bf16" if "bfloat16" in str(self.dtype) else "no",
             log_with="tensorboard" if settings.tensorboard else None,
             project_dir=str(folder.path),
@@ -208,7 +221,7 @@ class _Run:
         self.model.to(accelerator.device)
         training = Training(self.model, self.fitted.rendered, self._plan(), accelerator)
         monitor = make_monitor(self.parts, settings)
-        watcher = Watcher(
+        self.watcher = watcher = Watcher(
             self.model, self.backbone, self.renderer, self.parts, settings, accelerator.autocast, self.max_length
         )
         first = self._begin(training, monitor)
@@ -343,7 +356,7 @@ class _Run:
                 "rows": len(self.rows),
                 "read": self.rows.read,
                 "rejected": self.rows.rejected,
-                "parts": self.parts.sizes() | {"train": len(self.fitted.rendered)},
+                "parts": self.parts.sizes() | {"train": len(self.fitted.rendered)} | self.watcher.sizes,
                 "held_out": self.parts.explanation,
             },
             "training": training,
@@ -356,11 +369,12 @@ class _Run:
         keys = {"train": [record.prompt_key for record in train]}
         keys |= {name: [record.prompt_key for record in records] for name, records in self.parts.sets.items()}
         write_json(folder.path / "split.json", keys)
-        write_json(folder.path / "examples.json", [_shown(record) for record in _spread(train, SHOTS_KEPT)])
+        shots = _spread(train, SHOTS_KEPT, self.settings.seed)
+        write_json(folder.path / "examples.json", [_shown(record) for record in shots])
         save_loss_png(training, folder.path / "loss.png")
-        write_json(folder.path / RUN_FILE, run)
         write_report(empty_report(run, str(folder.path)), folder.path)
         write_card(None, run_part(run, str(folder.path)), folder.path)
+        write_json(folder.path / RUN_FILE, run)
         console.say(f"Stopped: {outcome.stopped}. Kept: step {best} ({training['watch']})")
         console.say(f"{outcome.tokens_per_second:,.0f} tokens/s; run folder: {folder.path}")
 
@@ -369,13 +383,18 @@ def _worse(monitor: Any, untuned: float) -> bool:
     return not (monitor.best > untuned if monitor.higher_is_better else monitor.best < untuned)
 
 
-def _spread(records: Sequence[Record], most: int) -> list[Record]:
-    """Up to `most` records, the same number of each task."""
+def _spread(records: Sequence[Record], most: int, seed: int) -> list[Record]:
+    """Up to `most` records, the same number of each task, drawn by seed: a file is often sorted by label."""
+    import numpy as np
+
     by_task: dict[str | None, list[Record]] = {}
     for record in records:
         by_task.setdefault(record.task, []).append(record)
     share = max(1, most // len(by_task))
-    return [record for group in by_task.values() for record in group[:share]][:most]
+    draw = np.random.default_rng(seed)
+    return [
+        group[place] for group in by_task.values() for place in sorted(draw.permutation(len(group))[:share].tolist())
+    ][:most]
 
 
 def _shown(record: Record) -> dict[str, Any]:

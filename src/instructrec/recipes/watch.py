@@ -78,7 +78,10 @@ def make_monitor(parts: Parts, settings: TuneSettings) -> Monitor:
 
 
 class Watcher:
-    """Looks at the held-out sets; `look` is what the training loop is handed."""
+    """Looks at the held-out sets; `look` is what the training loop is handed.
+
+    sizes: held-out set -> its rows, less those found too long.  Raises InputError for a set with no row to look at.
+    """
 
     def __init__(
         self,
@@ -94,10 +97,17 @@ class Watcher:
         self.settings, self.autocast = settings, autocast
         self.rendered: dict[str, list[Rendered]] = {}
         self.records: dict[str, list[Record]] = {}
+        self.sizes: dict[str, int] = {}
         for name, records in parts.sets.items():
             order = np.random.default_rng(settings.seed).permutation(len(records))[: settings.eval_rows]
             chosen = [records[place] for place in sorted(order)]
             fitted = fit(chosen, renderer, max_length, settings.on_long)
+            if not fitted.rendered:
+                got = f"{len(chosen)} rows, {len(fitted.dropped)} of them over max_length {max_length:,}"
+                raise InputError(f"no rows are left to watch in '{name}' (got {got})")
+            if fitted.dropped or fitted.trimmed:
+                console.say(f"Held-out rows, {name}: {fitted.describe()}")
+            self.sizes[name] = len(records) - len(fitted.dropped)
             self.rendered[name] = fitted.rendered
             self.records[name] = [chosen[place] for place in fitted.kept]
         self.labels = label_set([record.answer for record in parts.train])
@@ -138,9 +148,11 @@ class Watcher:
             self.model.train(was_training)
         texts = [self.renderer.decode(answer.ids) for answer in answers]
         scores = score(texts, [record.answers for record in records], labels=self.labels, losses=losses)
-        if self.settings.watch not in scores.statistics:
-            raise InputError(f"watch: {self.settings.watch} can't be computed on these rows (no closed set of labels)")
-        return scores.statistics[self.settings.watch].value
+        watch = self.settings.watch
+        if watch not in scores.statistics:
+            why = " (no closed set of labels)" if watch in ("accuracy", "macro_f1") else ""
+            raise InputError(f"watch: {watch} can't be computed on these rows{why}")
+        return scores.statistics[watch].value
 
 
 __all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "make_monitor", "part_rows"]

@@ -7,6 +7,7 @@ last, `manifest.json` with the sha256 of every other file.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,15 +53,20 @@ def verify(checkpoint: Path) -> None:
 
 
 def keep_only(folder: Path, steps: set[int]) -> None:
-    """Delete checkpoints of other steps."""
+    """Delete checkpoints of other steps, and the temporary folders of saves that were killed."""
     for path in checkpoints(folder):
         if int(path.name.removeprefix("step-")) not in steps:
+            shutil.rmtree(path)
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.step-\d+\.\w+", path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
 
 
 def restore(checkpoint: Path, optimizer: Any, names: list[str]) -> dict[str, Any]:
-    """Put optimizer and random generators back as they were; returns `state.json`. Weights are the caller's part."""
-    verify(checkpoint)
+    """Put optimizer and random generators back as they were; returns `state.json`.
+
+    Weights are the caller's part, and so is `verify`: it has to come before the weights are read.
+    """
     tensors = load_file(checkpoint / "optimizer.safetensors")
     state = read_json(checkpoint / "state.json")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
