@@ -29,9 +29,8 @@ from ..measures.metrics import METRICS, RowScores, label_set, score
 from ..measures.statistics import Estimate, bootstrap, paired_difference
 from ..models import embedded
 from ..settings import checked
-from .rows import Data, announce, read_rows
+from .rows import MEMORY, Data, announce, read_rows
 
-MEMORY = "<memory>"  # stands for a file name where rows came from Python
 WORST = 10
 RESAMPLES = 1000
 

@@ -13,6 +13,7 @@ from ..data.readers import read
 from ..data.records import Rows
 from ..models import embedded
 
+MEMORY = "<memory>"  # stands for a file name where rows came from Python
 Data = str | os.PathLike | Rows | Iterable[str | Mapping[str, Any]]
 
 

@@ -21,14 +21,13 @@ from ..errors import InputError, InstructRecError
 from ..files import read_json, write_json
 from ..models.methods import Method, get
 from ..settings import checked
-from .rows import Data, announce, read_rows
+from .rows import MEMORY, Data, announce, read_rows
 from .runfolder import RUN_FILE, RunFolder, free_folder, is_run, last_folder, surroundings
 from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
 
 # Settings that may differ between a run and its resumption without changing the result.
 _FREE = ("resume", "out", "offline", "tensorboard", "threads")
 SHOTS_KEPT = 200
-MEMORY = "<memory>"  # stands for a file name where rows came from Python
 
 
 class Interrupted(InstructRecError):
