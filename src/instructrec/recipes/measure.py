@@ -246,7 +246,8 @@ def _measure(
     notes += [f"{ARMS[arm]}: {result.ended:.0f}% of answers ended by themselves" for arm, result in answered.items()]
     if labels:
         notes += [f"{ARMS[arm]}: {entry.outside_share:.1f}% of answers are no label" for arm, entry in scores.items()]
-    signatures = {found.note for entry in scores.values() for found in entry.statistics.values() if found.note}
+    found_by = [found for entry in scores.values() for found in entry.statistics.values()]
+    signatures = {f"sacrebleu {found.note}" for found in found_by if found.note}
     primary = _primary(labels, records, loaded)
     entry = {
         "name": suite.name,
