@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check results docs clean
+.PHONY: demo test torture check results bench-reading bench-rereading docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -24,6 +24,10 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
+# The tests that kill processes at random moments, ten times as often: about two minutes.
+torture: $(VENV)/.dev
+	INSTRUCTREC_KILLS=200 $(BIN)/python -m pytest tests/torture
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +36,14 @@ check: $(VENV)/.dev
 # Within an hour on two cores; needs ../shared/data. The table is docs/results.md.
 results: $(VENV)/.dev
 	$(BIN)/python bench/results.py
+
+# Ways of reading compared, hours on two cores (SIZE=tiny: a minute, SIZE=gpu: see bench/reading.py).
+bench-reading: $(VENV)/.dev
+	$(BIN)/python bench/reading.py --size $(or $(SIZE),cpu)
+
+# What reading again does to untuned models; both need ../shared/data.
+bench-rereading: $(VENV)/.dev
+	$(BIN)/python bench/rereading.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_settings.py

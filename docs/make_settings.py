@@ -77,7 +77,7 @@ def _flag(option: Any) -> str:
 
 def _row(leaf: Leaf) -> tuple[str, ...]:
     flag = "--" + leaf.key.replace(".", "-").replace("_", "-")
-    if leaf.base is bool:
+    if leaf.switch:
         flag += f", --no-{flag[2:]}"
     meaning, _, default = leaf.description.partition("; default: ")
     return f"`{leaf.key}`", f"`{flag}`", meaning, leaf.want, default or f"`{shown(leaf.default)}`"

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -25,6 +26,11 @@ _HOMES = {
     "evaluate": "recipes.measure",
     "Assistant": "inference.assistant",
 }
+
+
+# No library reports to anybody that it was used. They read this when they are imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 def __getattr__(name: str) -> Any:

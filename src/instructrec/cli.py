@@ -272,12 +272,35 @@ def _parse(arguments: list[str]) -> Any:
     if verb and verb not in VERBS:
         raise InputError(f"{verb}: no such command, {did_you_mean(verb, VERBS)}")
     app = application(verb, shlex.join(["instructrec", *arguments]))
+    if verb and VERBS[verb].settings:
+        arguments = _with_values(arguments, VERBS[verb])
     try:
         return app(arguments or ["--help"], prog_name="instructrec", standalone_mode=False)
     except Exception as error:  # no common class: typer's and click's differ between versions
         if not hasattr(error, "format_message"):
             raise
         raise InputError(_usage_problem(error, verb)) from error
+
+
+def _with_values(arguments: list[str], entry: Verb) -> list[str]:
+    """`--resume` as `--resume=true` and `--no-resume` as `--resume=false`: of a switch that can take a value too.
+
+    Typer's options have a value always or never.
+    """
+    from .settings import shown
+
+    switches = {
+        f"--{leaf.key}": tuple(map(shown, leaf.base))
+        for leaf in _leaves(entry)
+        if leaf.switch and isinstance(leaf.base, tuple)
+    }
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    given = arguments[:end]
+    for place, word in enumerate(given):
+        flag = re.sub("^--no-", "--", word)
+        if flag in switches and (flag != word or [*given, ""][place + 1] not in switches[flag]):
+            given[place] = f"{flag}={shown(flag == word)}"
+    return [*given, *arguments[end:]]
 
 
 def _usage_problem(error: Any, verb: str) -> str:
@@ -346,7 +369,7 @@ def _option(leaf: Leaf) -> inspect.Parameter:
         annotation: Any = Annotated[bool | None, option]
     else:
         names = {int: "N", float: "X", dict: "NAME=COLUMN,…"}
-        metavar = "|".join(leaf.base) if isinstance(leaf.base, tuple) else names.get(leaf.base, "TEXT")
+        metavar = "|".join(map(shown, leaf.base)) if isinstance(leaf.base, tuple) else names.get(leaf.base, "TEXT")
         annotation = Annotated[str | None, typer.Option(flag, metavar=metavar, **common)]
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(_parameter_name(leaf.key), kind, default=None, annotation=annotation)
@@ -389,7 +412,10 @@ def _assistant(target: str, settings: AnswerSettings) -> Assistant:
     from .recipes.rows import announce
 
     announce(target)
-    return Assistant(target, **settings.model_dump())
+    assistant = Assistant(target, **settings.model_dump())
+    for note in assistant.loaded.notes:
+        console.warn(note)
+    return assistant
 
 
 def _stdin() -> str:

@@ -90,6 +90,38 @@ class TemplateSettings(Settings):
     system: str = Field("", description="system message for rows that have none")
 
 
+class ReadingSettings(Settings):
+    """How often and how an instruction is read (docs/rrtransformer.md)."""
+
+    group: ClassVar[str] = "Reading (RRTransformer)"
+    strokes: str = Field("1", description="how often an instruction is read: 2, or several to draw from: 1,2,3")
+    prior: Literal["tuned", "frozen"] = Field("tuned", description="weights of the first reading; frozen: untuned")
+    stroke_adapters: Literal["shared", "separate"] = Field(
+        "shared", description="one adapter for all readings, or one each"
+    )
+    deep: bool = Field(False, description="in training, answer after every reading")
+    slots: int = Field(0, ge=0, le=256, description="learned keys and values that stand before the instruction")
+    memory: Literal["all", "sink+last"] = Field(
+        "all", description="what an answer sees: all readings, or the last one and the first tokens of the first"
+    )
+    direction: Literal["causal", "bidirectional"] = Field(
+        "causal", description="attention inside readings from the second on"
+    )
+    mix: Literal["concat", "gated"] = Field(
+        "concat", description="how a reading joins the memory: behind it, or averaged with it by learned gates"
+    )
+
+    @field_validator("strokes", mode="before")
+    @classmethod
+    def _strokes_as_text(cls, value: Any) -> Any:
+        numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, (int, list, tuple)):
+            return ",".join(map(str, numbers))
+        if isinstance(value, str) and not all(part.strip().isdigit() for part in value.split(",")):
+            raise ValueError("want a number such as 2, or several such as 1,2,3")
+        return value
+
+
 class PromptSettings(TemplateSettings):
     """What a row looks like to the model."""
 
@@ -149,7 +181,10 @@ class OutputSettings(Settings):
     group: ClassVar[str] = "Output"
     out: str | None = Field(None, description="run folder; default: runs/ and the name of the data file")
     save_steps: PositiveInt | None = Field(None, description="steps between two checkpoints; default: at each look")
-    resume: bool = Field(False, description="go on from the last checkpoint in the run folder")
+    resume: Literal[False, True, "latest-valid"] = Field(
+        False,
+        description="go on from the last checkpoint in the run folder; latest-valid: from the last undamaged one",
+    )
     tensorboard: bool = Field(True, description="write TensorBoard events")
 
 
@@ -158,6 +193,7 @@ class TuneSettings(
     OutputSettings,
     OptimisationSettings,
     HeldOutSettings,
+    ReadingSettings,
     PromptSettings,
     MachineSettings,
     ModelSettings,
@@ -170,12 +206,18 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     """Everything `instructrec evaluate` can be told."""
 
     group: ClassVar[str] = "Evaluation"
-    arms: str = Field("base,few_shot,tuned", description="what to compare, separated by commas: base, few_shot, tuned")
+    arms: str = Field(
+        "base,reread,few_shot,tuned",
+        description="what to compare, separated by commas: base, reread (where strokes > 1), few_shot, tuned",
+    )
     shots: PositiveInt = Field(3, description="rows shown to the few-shot model")
     max_new_tokens: PositiveInt | None = Field(
         None, description="tokens of an answer at most; default: by the longest right one"
     )
     rows: PositiveInt | None = Field(None, description="rows at most, drawn by seed; default: all")
+    strokes: PositiveInt | None = Field(
+        None, description="how often an instruction is read; default: as often as in tuning"
+    )
     batch_rows: PositiveInt = Field(32, description="rows answered at once")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
     out: str | None = Field(None, description="folder of the report; default: the run folder")
@@ -188,5 +230,8 @@ class AnswerSettings(MachineSettings):
     template: str = Field("auto", description="auto (the run's own), model, alpaca, plain, or a Jinja file")
     system: str = Field("", description="system message")
     max_new_tokens: PositiveInt = Field(256, description="tokens of an answer at most")
+    strokes: PositiveInt | None = Field(
+        None, description="how often the instruction is read; default: as often as in tuning, or once"
+    )
     temperature: float = Field(0.0, ge=0, description="0: always the likeliest token; higher: more varied")
     seed: int = Field(0, ge=0, lt=2**31, description="of the sampling")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,16 +83,28 @@ def _cores() -> int:
 
 def _processor() -> tuple[str, list[str]]:
     """Name of the processor and those of its features that matter here (Linux tells both)."""
+    name, has = _cpuinfo()
+    return name, [flag for flag in CPU_FLAGS if flag in has]
+
+
+def arithmetic_flags() -> list[str]:
+    """Instruction sets that products and sums may be computed with, sorted: others round differently."""
+    return sorted(flag for flag in _cpuinfo()[1] if re.match(r"(avx|amx_|fma|f16c|bf16|i8mm|asimd|sve|sme(?!p))", flag))
+
+
+def _cpuinfo() -> tuple[str, set[str]]:
+    """Name of the processor and all of its features; none where the system is not Linux."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor() or platform.machine(), []
+        return platform.processor() or platform.machine(), set()
     values: dict[str, str] = {}
     for line in text.splitlines():
         name, _, value = line.partition(":")
         values.setdefault(name.strip().lower(), value.strip())
-    has = set((values.get("flags") or values.get("features", "")).split())
-    return values.get("model name") or platform.machine(), [flag for flag in CPU_FLAGS if flag in has]
+    return values.get("model name") or platform.machine(), set(
+        (values.get("flags") or values.get("features", "")).split()
+    )
 
 
 def _memory() -> str:

@@ -71,3 +71,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     match = nearest(name, known)
     return f"did you mean '{match}'?" if match else "known: " + ", ".join(known)
+
+
+def path_problem(text: str) -> str:
+    """What keeps `text` from naming a file or a model on any file system; '' if nothing does."""
+    if not text.strip():
+        return "is empty (want a name or path)"
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        longest = max(len(part.encode()) for part in text.replace("\\", "/").split("/"))
+    except UnicodeEncodeError:
+        return "is not UTF-8 text"
+    return f"a name of {longest} bytes is too long (want at most 255)" if longest > 255 else ""

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from .config import Settings
-from .errors import DataError, InputError, Problem, nearest
+from .errors import DataError, InputError, Problem, nearest, path_problem
 
 S = TypeVar("S", bound=Settings)
 
@@ -25,6 +25,7 @@ COMMAND_LINE = "command line"
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 DATA = "data"  # the one key of a file that is not a setting: the rows files
+PATHS = ("model", "template", "validation", "out")  # settings that are, or may be, the name of a file or folder
 NULLS = ("", "~", "null", "none")
 TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -63,6 +64,11 @@ class Leaf:
     default: Any
     description: str
     group: str
+
+    @property
+    def switch(self) -> bool:
+        """True for what can be turned on and off without a value: `--resume`, `--no-resume`."""
+        return self.base is bool or (isinstance(self.base, tuple) and True in self.base)
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,9 @@ def resolve(cls: type[S], file: Path | None, overrides: Sequence[tuple[str, str]
         else:
             chosen[item.key] = item
     data = chosen.pop(DATA, None)
+    for item in chosen.values():
+        if item.key in PATHS and isinstance(item.value, str) and (reason := path_problem(item.value)):
+            problems.append(item.problem(reason))
     values = {key: _parse(item, leaves[key], problems) for key, item in chosen.items()}
     settings = _validated(cls, values, chosen, leaves, problems)
     if problems or settings is None:
@@ -129,6 +138,9 @@ def checked(cls: type[S], values: Mapping[str, Any]) -> S:
 
     Raises InputError with every problem, one a line.
     """
+    wrong = {key: path_problem(str(values[key])) for key in PATHS if values.get(key) is not None}
+    if any(wrong.values()):
+        raise InputError("\n".join(f"{key}: {reason}" for key, reason in wrong.items() if reason))
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
@@ -214,7 +226,8 @@ def _unwrap(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, bool, list[A
 def _want(base: Any, limits: Sequence[Any]) -> str:
     """The allowed values in words."""
     if isinstance(base, tuple):
-        return ", ".join(base[:-1]) + f" or {base[-1]}"
+        texts = [shown(choice) for choice in base]
+        return ", ".join(texts[:-1]) + f" or {texts[-1]}"
     if base in (int, float):
         bound = {
             name: getattr(limit, name) for limit in limits for name in ("gt", "ge", "lt", "le") if hasattr(limit, name)
@@ -270,7 +283,8 @@ def _parse(item: _Given, leaf: Leaf, problems: list[Problem]) -> Any:
     if text == "" and item.line and not item.quoted:
         problems.append(item.problem(f"has no value (want {leaf.want})"))
         return leaf.default
-    return _READERS[leaf.base](text) if leaf.base in _READERS else value
+    reader = _to_bool if leaf.switch else _READERS.get(leaf.base)
+    return reader(text) if reader else value
 
 
 def _to_int(text: str) -> Any:
@@ -291,7 +305,7 @@ def _to_bool(text: str) -> Any:
     return TRUTHS.get(text.lower(), text)
 
 
-_READERS: dict[Any, Callable[[str], Any]] = {int: _to_int, float: _to_float, bool: _to_bool}
+_READERS: dict[Any, Callable[[str], Any]] = {int: _to_int, float: _to_float}
 
 
 def _files(item: _Given) -> tuple[str, ...]:

@@ -229,6 +229,32 @@ def test_exit_codes_and_messages(
         assert ended.code == code and "Traceback (most recent call last)" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("words", "resume", "files"),
+    [
+        ("--resume rows.tsv", True, ["rows.tsv"]),
+        ("rows.tsv --resume", True, ["rows.tsv"]),
+        ("rows.tsv --no-resume", False, ["rows.tsv"]),
+        ("rows.tsv --resume --no-resume", False, ["rows.tsv"]),
+        ("--resume latest-valid rows.tsv", "latest-valid", ["rows.tsv"]),
+        ("rows.tsv --resume=latest-valid", "latest-valid", ["rows.tsv"]),
+        ("rows.tsv resume=yes", True, ["rows.tsv"]),
+    ],
+)
+def test_resume_is_a_switch_that_takes_a_value_too(
+    command: Command, calls: dict[str, Any], words: str, resume: Any, files: list[str]
+) -> None:
+    assert command("tune", *words.split()).code == 0
+    (given, settings, _), _ = calls["tune"]
+    assert (settings.resume, given) == (resume, files)
+
+
+def test_resume_with_another_value_is_refused(command: Command, calls: dict[str, Any]) -> None:
+    ended = command("tune", "rows.tsv", "--resume=newest")
+    want = "command line: resume: unknown value (got newest, want false, true or latest-valid)"
+    assert (ended.code, ended.err.split("error: ")[-1].strip()) == (2, want)
+
+
 def test_every_setting_of_tune_is_an_option_in_its_group(command: Command) -> None:
     ended = command("tune", "--help")
     assert ended.code == 0
@@ -238,7 +264,8 @@ def test_every_setting_of_tune_is_an_option_in_its_group(command: Command) -> No
         assert f" {leaf.group} " in text, leaf.group
     for shown in (
         "[default: 512]",
-        "--no-resume",
+        "--no-tensorboard",
+        "false|true|latest-valid",
         "cosine|linear|constant",
         "[default: smollm2-135m]",
         "default: 2 an epoch",

@@ -16,6 +16,7 @@ from instructrec.errors import InputError
 from instructrec.inference import assistant as module
 from instructrec.inference.assistant import Assistant
 from instructrec.inference.loading import fingerprint, open_target
+from instructrec.prompts.template import Rendered
 
 ROWS = [{"instruction": f"Say {word}.", "output": word.upper()} for word in "red blue hot cold house order".split()]
 QUICK = {"precision": "fp32", "max_new_tokens": 20, "threads": 1}
@@ -103,13 +104,13 @@ def test_text_after_a_stray_byte_is_not_lost(tiny_folder: Any, monkeypatch: pyte
 
 def test_a_conversation_goes_on(folder: Path) -> None:
     talk = Assistant(folder, **QUICK)
-    asked: list[list[int]] = []
+    asked: list[Rendered] = []
     real = talk._prompt
     talk._prompt = lambda record: asked.append(real(record)) or asked[-1]  # type: ignore[func-returns-value,method-assign]
     assert "".join(talk.chat([("user", "Say red.")])) == talk("Say red.")
     list(talk.chat([("user", "Say red."), ("assistant", "RED"), ("user", "Say hot.")]))
-    assert asked[0] == asked[1] and len(asked[2]) > len(asked[0])
-    assert "Say hot." in talk.loaded.backbone.tokenizer.decode(asked[2])
+    assert asked[0].ids == asked[1].ids and len(asked[2].ids) > len(asked[0].ids)
+    assert "Say hot." in talk.loaded.backbone.tokenizer.decode(asked[2].ids)
 
 
 def test_a_prompt_too_long_says_both_numbers(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from run_files import TASKS, WORDS
+from stops import EXACT, STEPS, counted
 
 from instructrec.recipes.tune import tune
 
@@ -38,3 +39,21 @@ def quick(base: Path, table: Path, tmp_path: Path) -> Callable[..., Any]:
         return tune(data, **({"out": tmp_path / "run", "epochs": 1.0, "seed": 1} | given | settings))
 
     return run
+
+
+@pytest.fixture
+def straight(quick: Any, tmp_path: Path) -> tuple[Any, list[Any]]:
+    """The run of EXACT that nobody stops, and its steps."""
+    with counted() as taken:
+        result = quick(out=tmp_path / "straight", **EXACT)
+    assert [number for number, *_ in taken] == list(range(1, STEPS + 1)) and result.steps == STEPS
+    return result, taken
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and the report take most of the time of a short run."""
+    from instructrec.evaluation import pictures, report
+
+    monkeypatch.setattr(pictures, "save_loss_png", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 import learning
 import tiny
 from instructrec import files
-from instructrec.errors import InputError
+from instructrec.errors import EnvironmentFault, InputError
 from instructrec.models.methods import METHODS
 from instructrec.training import checkpoint
 from instructrec.training.loop import Hooks
@@ -113,13 +114,130 @@ def test_one_bit_names_the_file(saved: Any, name: str) -> None:
     assert refused(folder) == f"{folder / name}: missing, the checkpoint is damaged"
 
 
+def test_no_bit_of_the_manifest_can_flip_unseen(saved: Any) -> None:
+    folder, _ = saved
+    manifest = folder / "manifest.json"
+    raw = manifest.read_bytes()
+    own = f"{manifest}: not the manifest of this checkpoint, which is damaged"
+    for place in range(len(raw)):
+        flipped = bytearray(raw)
+        flipped[place] ^= 1 << place % 8
+        manifest.write_bytes(flipped)
+        assert refused(folder) == own or refused(folder).endswith(", the checkpoint is damaged"), place
+    assert len(raw) > 300
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"step": 2, "files": []}', '{"step": 2, "files": {"state.json": ""}}', "[" * 100_000]
+)
+def test_a_manifest_that_is_none_is_named(saved: Any, text: str) -> None:
+    folder, _ = saved
+    (folder / "manifest.json").write_text(text)
+    assert refused(folder) == f"{folder / 'manifest.json'}: not the manifest of this checkpoint, which is damaged"
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_manifest_looks_at_nothing_outside(saved: Any, name: str) -> None:
+    folder, _ = saved
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = "0"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert refused(folder) == f"{folder / 'manifest.json'}: not the manifest of this checkpoint, which is damaged"
+
+
+def test_a_checkpoint_of_another_step_is_refused(saved: Any) -> None:
+    folder, _ = saved
+    moved = folder.rename(folder.with_name("step-9"))
+    assert refused(moved) == f"{moved / 'manifest.json'}: not the manifest of this checkpoint, which is damaged"
+
+
+def test_files_in_folders_are_in_the_manifest(saved: Any) -> None:
+    """PEFT gives an adapter that is not called "default" a folder of its own."""
+    folder, run = saved
+
+    def write(target: Path) -> None:
+        (target / "other").mkdir()
+        (target / "other" / "adapter_model.safetensors").write_bytes(b"weights")
+
+    made = checkpoint.save(
+        folder.parent, 3, write_weights=write, optimizer=run.optimizer.optimizer, names=run.names, state={}
+    )
+    checkpoint.verify(made)
+    (made / "other" / "adapter_model.safetensors").write_bytes(b"Weights")
+    where = made / "other" / "adapter_model.safetensors"
+    assert refused(made) == f"{where}: sha256 differs from the manifest, the checkpoint is damaged"
+
+
+def copies(folder: Path, *steps: int) -> list[Path]:
+    """Copies of a checkpoint as those of other steps."""
+    made = []
+    for step in steps:
+        made.append(folder.with_name(f"step-{step}"))
+        shutil.copytree(folder, made[-1])
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (made[-1] / "manifest.json").write_text(json.dumps(manifest | {"step": step}))
+        checkpoint.verify(made[-1])
+    return made
+
+
+def test_the_newest_that_is_whole_and_why_not_the_newer_ones(saved: Any) -> None:
+    folder, _ = saved
+    parent = folder.parent
+    four, six, eight, ten = copies(folder, 4, 6, 8, 10)
+    assert checkpoint.newest_valid(parent) == (ten, [])
+    (parent / ".step-12.x1y2").mkdir()
+    raw = bytearray((ten / "state.json").read_bytes())
+    raw[7] ^= 16
+    (ten / "state.json").write_bytes(raw)
+    (eight / "manifest.json").unlink()
+    (six / "optimizer.safetensors").write_bytes(b"")
+    reasons = [
+        f"{ten / 'state.json'}: sha256 differs from the manifest, the checkpoint is damaged",
+        f"{eight / 'manifest.json'}: missing, the checkpoint is damaged",
+        f"{six / 'optimizer.safetensors'}: sha256 differs from the manifest, the checkpoint is damaged",
+    ]
+    assert checkpoint.newest_valid(parent) == (four, reasons)
+    (four / "adapter_model.safetensors").unlink()
+    (folder / "manifest.json").write_bytes(b"")
+    reasons += [
+        f"{four / 'adapter_model.safetensors'}: missing, the checkpoint is damaged",
+        f"{folder / 'manifest.json'}: not the manifest of this checkpoint, which is damaged",
+    ]
+    with pytest.raises(InputError) as caught:
+        checkpoint.newest_valid(parent)
+    text = "\n".join([f"resume: {parent} holds no complete checkpoint:", *(f"  {reason}" for reason in reasons)])
+    assert str(caught.value) == text
+
+
+def test_without_any_checkpoint_there_is_no_newest(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError) as caught:
+            checkpoint.newest_valid(folder)
+        assert str(caught.value) == f"resume: {folder} holds no complete checkpoint"
+
+
+def test_one_that_was_set_aside_counts_until_its_successor_is_there(saved: Any) -> None:
+    folder, _ = saved
+    (four,) = copies(folder, 4)
+    aside = four.rename(folder.with_name("step-4.old"))
+    assert checkpoint.checkpoints(folder.parent) == [folder, aside]
+    checkpoint.verify(aside)
+    checkpoint.keep_only(folder.parent, {4})
+    assert os.listdir(folder.parent) == ["step-4.old"]
+    shutil.copytree(aside, four)
+    assert checkpoint.checkpoints(folder.parent) == [aside, four]
+    checkpoint.keep_only(folder.parent, {4})
+    assert os.listdir(folder.parent) == ["step-4"]
+
+
 def test_leftovers_are_no_checkpoints(saved: Any) -> None:
     folder, _ = saved
     parent = folder.parent
     (parent / ".step-9.x1y2").mkdir()
     (parent / ".step-9.x1y2" / "manifest.json").write_text("{}")
-    (parent / "step-7").mkdir()
-    (parent / "step-7" / "state.json").write_text("{}")
+    (parent / "step-7").write_text("no folder")
+    (parent / "step-8.orig").mkdir()
+    (parent / ".step-2.gone").mkdir()
     assert checkpoint.checkpoints(parent) == [folder]
 
 
@@ -133,12 +251,20 @@ def test_checkpoints_come_in_the_order_of_steps_and_are_thinned_out(tmp_path: Pa
 
 
 def test_what_a_killed_save_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".step-4.ab_12xyz", ".step-x.ab12", ".step-4", ".mine.d", "step-2", "step-3"):
+    for name in (
+        ".step-4.ab_12xyz",
+        ".step-3.gone",
+        ".step-3.old.gone",
+        ".step-x.ab12",
+        ".step-4",
+        ".mine.d",
+        "step-2",
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w").write_text("half")
     (tmp_path / ".step-4.notes").write_text("mine")
     checkpoint.keep_only(tmp_path, {2})
-    assert sorted(os.listdir(tmp_path)) == [".mine.d", ".step-4", ".step-4.notes", ".step-x.ab12", "step-2", "step-3"]
+    assert sorted(os.listdir(tmp_path)) == [".mine.d", ".step-4", ".step-4.notes", ".step-x.ab12", "step-2"]
 
 
 def test_a_save_that_fails_leaves_the_old_one_and_nothing_else(saved: Any) -> None:
@@ -148,7 +274,7 @@ def test_a_save_that_fails_leaves_the_old_one_and_nothing_else(saved: Any) -> No
         (target / "adapter_model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(EnvironmentFault, match="No space left"):
         checkpoint.save(
             folder.parent, 4, write_weights=disk_full, optimizer=run.optimizer.optimizer, names=run.names, state={}
         )

@@ -5,8 +5,8 @@ Every arm answers the same rows through the same renderer with the same decoding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,17 @@ from ..data.records import Record
 from ..errors import InputError, Problem, did_you_mean
 from ..inference.engine import Sampling, generate
 from ..inference.loading import Loaded
+from ..models.reading import Reading, ReadingPlan
 from ..prompts.fewshot import pick_shots, with_shots
 from ..prompts.template import Rendered
 from ..training.loss import row_losses
 
-ARMS = {"base": "Base model", "few_shot": "Few-shot base model", "tuned": "Tuned model"}
+ARMS = {
+    "base": "Base model",
+    "reread": "Base model that reads again",
+    "few_shot": "Few-shot base model",
+    "tuned": "Tuned model",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ def choose_arms(wanted: str, loaded: Loaded, pool: Sequence[Record]) -> tuple[li
     notes = []
     if "tuned" in names and loaded.method is None:
         names.remove("tuned")
+    if "reread" in names and loaded.strokes == 1:
+        names.remove("reread")
     if "few_shot" in names and not pool:
         names.remove("few_shot")
         notes.append("no examples are known for this model: it was measured without them")
@@ -77,10 +85,10 @@ class Bench:
         loaded = self.loaded
         if arm == "tuned":
             return nullcontext(loaded.model)
-        if loaded.method is None or loaded.method.switchable:
-            return loaded.untuned()
         # Full fine-tuning is a model of its own; the pretrained one was loaded beside it.
-        return nullcontext(loaded.backbone.model)
+        switchable = loaded.method is None or loaded.method.switchable
+        base = loaded.untuned() if switchable else nullcontext(loaded.backbone.model)
+        return _rereading(base, loaded.strokes) if arm == "reread" else base
 
     def ask(
         self, records: Sequence[Record], arms: Sequence[str], max_new_tokens: int | None
@@ -116,7 +124,7 @@ class Bench:
         with self.model_of(arm) as model:
             results = generate(
                 model,
-                [row.ids[: row.prompt_end] for row in rows],
+                rows,
                 stop_ids=loaded.stop_ids,
                 pad_id=loaded.backbone.pad_id,
                 sampling=Sampling(max_new_tokens=asked.budget),
@@ -139,17 +147,25 @@ class Bench:
 
     def _fits(self, row: Rendered, budget: int) -> bool:
         """Whether the model can hold the prompt with a generated answer, and with the right one."""
-        return row.prompt_end + max(budget, _answer_length(row)) <= self.loaded.backbone.max_positions
+        return self.loaded.positions(row) + max(budget, _answer_length(row)) <= self.loaded.backbone.max_positions
 
     def _too_long(self, row: Rendered, budget: int) -> Problem:
-        limit, right = self.loaded.backbone.max_positions, _answer_length(row)
-        if row.prompt_end + right > limit:  # no setting can help
-            reason = f"{row.prompt_end:,} tokens and a right answer of {right:,} are more than this model can hold"
+        limit, right, size = self.loaded.backbone.max_positions, _answer_length(row), self.loaded.positions(row)
+        again = f" (read {self.loaded.strokes} times)" if self.loaded.strokes > 1 else ""
+        if size + right > limit:  # no setting can help
+            reason = f"{size:,} tokens{again} and a right answer of {right:,} are more than this model can hold"
             advice = "leave the row out"
         else:
-            reason = f"{row.prompt_end:,} tokens and an answer of up to {budget:,} are more than this model can hold"
-            advice = f"set --max-new-tokens to {limit - row.prompt_end:,} or less"
+            reason = f"{size:,} tokens{again} and an answer of up to {budget:,} are more than this model can hold"
+            advice = f"set --max-new-tokens to {limit - size:,} or less"
         return Problem(row.origin.file, row.origin.line, "length", f"{reason} ({limit:,}); {advice}")
+
+
+@contextmanager
+def _rereading(base: AbstractContextManager[Any], strokes: int) -> Iterator[Reading]:
+    """The pretrained model reading each instruction several times."""
+    with base as model:
+        yield Reading(model, ReadingPlan(strokes=(strokes,))).eval()
 
 
 def _answer_only(row: Rendered) -> Rendered:

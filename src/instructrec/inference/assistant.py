@@ -12,6 +12,7 @@ import torch
 
 from ..data.records import Record, Turn
 from ..errors import InputError, did_you_mean
+from ..prompts.template import Rendered
 from .engine import Sampling, generate, stream
 from .loading import Loaded, open_target
 
@@ -25,7 +26,7 @@ class Assistant:
     >>> assistant("Translate to French: house")
 
     Options are those of `instructrec run`: precision, offline, threads, template, system, max_new_tokens, temperature,
-    seed; and top_p.
+    seed, strokes; and top_p.
     """
 
     def __init__(self, target: str, **options: Any) -> None:
@@ -62,15 +63,18 @@ class Assistant:
         """The next answer in a conversation of (role, text), piece by piece."""
         return self._stream(Record(tuple(Turn(role, text) for role, text in messages)))
 
-    def _prompt(self, record: Record) -> list[int]:
-        ids = self.loaded.renderer.prompt_ids(record)
-        limit = self.loaded.backbone.max_positions
-        if len(ids) + self.sampling.max_new_tokens > limit:
+    def _prompt(self, record: Record) -> Rendered:
+        prompt = self.loaded.renderer.prompt(record)
+        limit, size = self.loaded.backbone.max_positions, self.loaded.positions(prompt)
+        if size + self.sampling.max_new_tokens > limit:
+            strokes = self.loaded.strokes
+            again = f", read {strokes} times {size:,}," if strokes > 1 else ""
             raise InputError(
-                f"{record.origin}: the prompt has {len(ids):,} tokens and the answer may have "
-                f"{self.sampling.max_new_tokens:,}; this model can hold {limit:,} (--max-new-tokens)"
+                f"{record.origin}: the prompt has {len(prompt.ids):,} tokens{again} and the answer may have "
+                f"{self.sampling.max_new_tokens:,}; this model can hold {limit:,} (--max-new-tokens"
+                + (", --strokes)" if strokes > 1 else ")")
             )
-        return ids
+        return prompt
 
     def _stream(self, record: Record) -> Iterator[str]:
         ids: list[int] = []

@@ -6,10 +6,13 @@ B prompts of a batch, T tokens of its longest prompt, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from ..models.reading import Reading, cut, repeat
+from ..prompts.template import Rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,15 @@ class Generation:
     finish: str
 
 
-def batches_of(prompts: Sequence[Sequence[int]], rows: int, tokens: int) -> list[list[int]]:
+Prompt = Rendered | Sequence[int]
+
+
+def batches_of(lengths: Sequence[int], rows: int, tokens: int) -> list[list[int]]:
     """Prompt numbers grouped by like length: at most `rows` prompts and `tokens` prompt tokens (filled up) a batch."""
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]), reverse=True)
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     batches: list[list[int]] = []
     for number in order:
-        fits = batches and len(batches[-1]) < rows and len(prompts[batches[-1][0]]) * (len(batches[-1]) + 1) <= tokens
+        fits = batches and len(batches[-1]) < rows and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens
         if fits:
             batches[-1].append(number)
         else:
@@ -45,7 +51,7 @@ def batches_of(prompts: Sequence[Sequence[int]], rows: int, tokens: int) -> list
 
 def generate(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     stop_ids: Sequence[int],
     pad_id: int,
@@ -56,11 +62,15 @@ def generate(
 ) -> list[Generation]:
     """An answer to each prompt, in the order given; batches are made of prompts of like length.
 
-    done: called with the number of finished prompts after each batch.
+    model: a decoder, or a `Reading`, which reads each prompt's instruction as often as its `strokes` say.
+    prompts: token ids, or `Rendered` ones, whose `ids[:prompt_end]` are asked and of which it is known where the
+    instruction ends.  done: called with the number of finished prompts after each batch.
     """
+    rendered = [_prompt(prompt) for prompt in prompts]
+    lengths = [_length(model, prompt) for prompt in rendered]
     results: list[Generation | None] = [None] * len(prompts)
-    for numbers in batches_of(prompts, batch_rows, batch_tokens):
-        columns = list(_steps(model, [prompts[n] for n in numbers], stop_ids, pad_id, sampling))
+    for numbers in batches_of(lengths, batch_rows, batch_tokens):
+        columns = list(_steps(model, [rendered[n] for n in numbers], stop_ids, pad_id, sampling))
         for place, number in enumerate(numbers):
             ids = [column[place] for column in columns]
             end = next((at for at, token in enumerate(ids) if token in stop_ids), None)
@@ -69,41 +79,90 @@ def generate(
     return [result for result in results if result is not None]
 
 
-def stream(
-    model: Any, prompt: Sequence[int], *, stop_ids: Sequence[int], pad_id: int, sampling: Sampling
-) -> Iterator[int]:
+def stream(model: Any, prompt: Prompt, *, stop_ids: Sequence[int], pad_id: int, sampling: Sampling) -> Iterator[int]:
     """Ids of one answer as they come, without the end token."""
-    for column in _steps(model, [prompt], stop_ids, pad_id, sampling):
+    for column in _steps(model, [_prompt(prompt)], stop_ids, pad_id, sampling):
         if column[0] in stop_ids:
             return
         yield column[0]
 
 
+def _prompt(prompt: Prompt) -> Rendered:
+    """A row's prompt without its answer; ids alone are all instruction."""
+    if not isinstance(prompt, Rendered):
+        return Rendered(list(prompt), [False] * len(prompt), len(prompt), len(prompt))
+    end = prompt.prompt_end
+    return replace(prompt, ids=prompt.ids[:end], supervised=[False] * end)
+
+
+def _length(model: Any, prompt: Rendered) -> int:
+    if not isinstance(model, Reading):
+        return len(prompt.ids)
+    end = cut(prompt)
+    return model.plan.tokens(end, len(prompt.ids) - end, model.strokes, deep=False)
+
+
+class _Cached:
+    """Prompts filled up on the left, read in one go, and the backbone's own cache after that."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
+        device = next(model.parameters()).device
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+        mask = torch.zeros((len(prompts), width), dtype=torch.long)
+        for place, prompt in enumerate(prompts):
+            ids[place, width - len(prompt) :] = torch.tensor(prompt)
+            mask[place, width - len(prompt) :] = 1
+        self.model, self.mask, self.cache = model, mask.to(device), None
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self.logits = self._call(ids.to(device), positions.to(device), logits_to_keep=1)
+        self.positions = self.mask.sum(1, keepdim=True)
+
+    def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] after tokens [B]."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        logits = self._call(tokens.to(self.mask.device)[:, None], self.positions)
+        self.positions = self.positions + 1
+        return logits
+
+    def _call(self, ids: torch.Tensor, positions: torch.Tensor, **more: Any) -> torch.Tensor:
+        given = {"attention_mask": self.mask, "position_ids": positions, "past_key_values": self.cache, **more}
+        out = self.model(input_ids=ids, use_cache=True, **given)
+        self.cache = out.past_key_values
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+
+class _Planned:
+    """Prompts read stroke by stroke, and the memory that this leaves."""
+
+    def __init__(self, model: Reading, prompts: Sequence[Rendered], pad_id: int, room: int) -> None:
+        self.model = model
+        self.state, self.logits = model.prefill(prompts, pad_id, room)
+
+    def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] after tokens [B]."""
+        return self.model.proceed(self.state, tokens)
+
+
 @torch.inference_mode()
-def _prefill(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """Cache, next-token logits [B, V] and mask [B, T] of prompts filled up on the left."""
-    device = next(model.parameters()).device
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for place, prompt in enumerate(prompts):
-        ids[place, width - len(prompt) :] = torch.tensor(prompt)
-        mask[place, width - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    return out.past_key_values, out.logits[:, -1], mask
+def _start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int) -> _Cached | _Planned:
+    if not isinstance(model, Reading):
+        return _Cached(model, [prompt.ids for prompt in prompts], pad_id)
+    if model.plan.one_pass(model.strokes):  # repeated tokens say it all
+        return _Cached(model.model, [repeat(prompt, model.strokes).ids for prompt in prompts], pad_id)
+    return _Planned(model, prompts, pad_id, room)
 
 
 def _steps(
-    model: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], pad_id: int, sampling: Sampling
+    model: Any, prompts: Sequence[Rendered], stop_ids: Sequence[int], pad_id: int, sampling: Sampling
 ) -> Iterator[list[int]]:
     """One token for every prompt at a time, until all have ended. A row that has ended repeats its stop id."""
     generator = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids))
-    cache, logits, mask = _prefill(model, prompts, pad_id)
+    reader = _start(model, prompts, pad_id, sampling.max_new_tokens)
+    logits = reader.logits
     ended = torch.zeros(len(prompts), dtype=torch.bool)
-    positions = mask.sum(1, keepdim=True)
     for left in range(sampling.max_new_tokens, 0, -1):
         token = choose(logits, sampling, generator)  # [B], on the processor
         token = torch.where(ended, stops[0], token)
@@ -112,15 +171,7 @@ def _steps(
         if left == 1 or bool(ended.all()):
             return
         with torch.inference_mode():
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-            out = model(
-                input_ids=token.to(mask.device)[:, None],
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache, logits, positions = out.past_key_values, out.logits[:, -1], positions + 1
+            logits = reader.proceed(token)
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:

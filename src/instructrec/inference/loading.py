@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
-from ..files import read_json
+from ..errors import InputError, path_problem
 from ..models import backbone as backbones
 from ..models import methods
 from ..models.backbone import Backbone
-from ..models.loading import quiet
+from ..models.loading import json_object, quiet
+from ..models.reading import Reading, ReadingPlan, cut
 from ..prompts.choose import make_renderer
-from ..prompts.template import Renderer
+from ..prompts.template import Rendered, Renderer
 
 RUN_FILE, PROMPT_FILE = "run.json", "prompt.json"
 
@@ -27,7 +27,9 @@ RUN_FILE, PROMPT_FILE = "run.json", "prompt.json"
 class Loaded:
     """A model ready to answer, with the renderer it has to be asked through.
 
+    model: what answers: a `Reading` where an instruction is read by a plan, else the decoder itself.
     run: contents of run.json, or {} for an untuned model.  method: None for an untuned model.
+    notes: what a reader of its figures has to know.
     """
 
     backbone: Backbone
@@ -37,6 +39,24 @@ class Loaded:
     run: dict[str, Any]
     folder: Path | None
     precision: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def decoder(self) -> Any:
+        """The model without its reading plan."""
+        return self.model.model if isinstance(self.model, Reading) else self.model
+
+    @property
+    def strokes(self) -> int:
+        """How often an instruction is read."""
+        return self.model.strokes if isinstance(self.model, Reading) else 1
+
+    def positions(self, prompt: Rendered) -> int:
+        """Positions that a prompt takes before its answer begins."""
+        if not isinstance(self.model, Reading):
+            return prompt.prompt_end
+        end = cut(prompt)
+        return self.model.plan.last_position(end, prompt.prompt_end - end, self.strokes)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -44,12 +64,15 @@ class Loaded:
         return self.renderer.stop_ids(self.backbone.stop_ids)
 
     def untuned(self) -> AbstractContextManager[Any]:
-        """The pretrained model, for as long as the block lasts. Raises InputError where the method can't be undone."""
-        return self.method.disabled(self.model) if self.method else nullcontext(self.model)
+        """The pretrained model reading once, for as long as the block lasts. Raises InputError where the method can't
+        be undone."""
+        return self.method.disabled(self.decoder) if self.method else nullcontext(self.decoder)
 
 
 def is_run(target: str) -> bool:
-    """True for a folder that `tune` left behind."""
+    """True for a folder that `tune` left behind. Raises InputError for what can't be a name at all."""
+    if problem := path_problem(target):
+        raise InputError(f"model: {problem}")
     return Path(target, RUN_FILE).is_file()
 
 
@@ -60,9 +83,11 @@ def open_target(
     offline: bool = False,
     template: str = "auto",
     system: str = "",
+    strokes: int | None = None,
 ) -> Loaded:
     """Load a run folder, or a built-in name, model folder, GGUF file or hub id, for answering.
 
+    strokes: how often an instruction is read; None for as often as in tuning, or once.
     A run brings its own prompt template: another one is refused, since the model was not tuned for it.
     """
     dtype = backbones.compute_dtype(precision)
@@ -73,11 +98,20 @@ def open_target(
                 f"{target}: no {RUN_FILE}: the run has not finished (go on with `instructrec tune --resume`)"
             )
         base = backbones.load(target, dtype=dtype, offline=offline)
-        return Loaded(base, base.model, make_renderer(base.tokenizer, template, system), None, {}, None, precision)
+        model = base.model
+        if strokes and strokes > 1:
+            ReadingPlan().check_dial(strokes)
+            model = Reading(model, ReadingPlan(strokes=(strokes,))).eval()
+        return Loaded(base, model, make_renderer(base.tokenizer, template, system), None, {}, None, precision)
     folder = Path(target)
-    run = _object(folder / RUN_FILE)
+    run = json_object(folder / RUN_FILE)
     if template != "auto":
         raise InputError(f"template: '{target}' was tuned with its own prompt (leave --template away)")
+    backbone = run.get("backbone")
+    given = [backbone.get("name"), backbone.get("fingerprint"), run.get("method")] if isinstance(backbone, dict) else []
+    if not given or not all(isinstance(value, str) for value in given):
+        raise InputError(f"{folder / RUN_FILE}: want the names of a method and a backbone, and its fingerprint")
+    method = methods.get(run["method"])
     base = backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline)
     found = fingerprint(base.folder)
     if found and run["backbone"]["fingerprint"] not in (found, ""):
@@ -86,21 +120,24 @@ def open_target(
         )
     if not (folder / PROMPT_FILE).is_file():
         raise InputError(f"{folder}: no {PROMPT_FILE}: without it the model would be asked differently")
-    renderer = Renderer.from_json(_object(folder / PROMPT_FILE), base.tokenizer, str(folder / PROMPT_FILE))
-    method = methods.get(run["method"])
+    renderer = Renderer.from_json(json_object(folder / PROMPT_FILE), base.tokenizer, str(folder / PROMPT_FILE))
+    plan = ReadingPlan.from_json(renderer.reading, str(folder / PROMPT_FILE))
     with quiet():
-        model = method.load(base.model, folder).to(dtype).eval()
-    return Loaded(base, model, renderer.with_system(system) if system else renderer, method, run, folder, precision)
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        value = read_json(file)
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: not a JSON object")
-    return value
+        model = method.load(base.model, folder)
+        for name in plan.adapters:
+            method.load_more(model, folder, name)
+        model = model.to(dtype).eval()
+    asked = renderer.with_system(system) if system else renderer
+    dial = strokes or plan.most
+    plan.check_dial(dial)
+    if plan.plain and dial == 1:
+        return Loaded(base, model, asked, method, run, folder, precision)
+    reading = Reading(model, plan, method.using).eval()
+    reading.load_extra(folder)
+    reading.strokes = dial
+    note = f"tuned to read {plan.describe()}, asked to read {dial} times"
+    notes = () if dial in plan.strokes else (note,)
+    return Loaded(base, reading, asked, method, run, folder, precision, notes)
 
 
 def fingerprint(folder: str) -> str:
@@ -110,7 +147,7 @@ def fingerprint(folder: str) -> str:
     path = Path(folder)
     if not path.is_dir():
         return ""
-    config = json.dumps(_without_version(_object(path / "config.json")), sort_keys=True)
+    config = json.dumps(_without_version(json_object(path / "config.json")), sort_keys=True)
     digest = hashlib.sha256(config.encode())
     for weights in sorted(path.glob("*.safetensors")):
         size = weights.stat().st_size

@@ -9,22 +9,37 @@ import contextlib
 import inspect
 import io
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from ..errors import EnvironmentFault, InputError, did_you_mean
+from ..errors import EnvironmentFault, InputError, did_you_mean, path_problem
 from ..files import cache_dir, new_directory, read_json, sha256_of, write_json
 from . import embedded
-from .loading import BROKEN, LOADING, check_complete, first_line, quiet
+from .loading import BROKEN, LOADING, check_complete, check_folder, check_numbers, first_line, quiet
 
-# Keys of a config.json that make a library load or run something of the folder's choosing.
-_REFUSED_KEYS = ("_attn_implementation_internal", "_experts_implementation_internal", "model_file", "custom_pipelines")
-# The same keys in their public form may name an implementation of the library's own, never one to fetch ("org/name").
-_IMPLEMENTATIONS = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
+# What is fetched from a hub: nothing that could be run or unpickled, and no adapter.
+_FETCHED = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+# The parents of the hub's own errors; its HTTP client goes by another name in each major version.
+_NETWORK = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+_TRUE = ("1", "ON", "YES", "TRUE")  # as the hub library reads its switches
 _DEFAULT_LENGTH = 2048
 
 
@@ -32,7 +47,7 @@ _DEFAULT_LENGTH = 2048
 class Backbone:
     """A pretrained model with its tokenizer.
 
-    model: the `transformers` model.  name: as the user gave it.  folder: where its files lie (a hub id stays an id).
+    model: the `transformers` model.  name: as the user gave it.  folder: where its files lie.
     max_positions: tokens it can attend to.  stop_ids: ids its own generation settings end an answer with.
     """
 
@@ -78,10 +93,12 @@ def device() -> torch.device:
 
 
 def find(name: str, offline: bool = False) -> str:
-    """The folder (or hub id) that holds the model called `name`; fetches and converts where that is needed.
+    """The folder that holds the model called `name`; fetches and converts where that is needed.
 
-    Raises InputError when nothing is there, EnvironmentFault when the network is needed and forbidden.
+    Raises InputError when nothing is there, EnvironmentFault when the network is needed and forbidden or fails.
     """
+    if problem := path_problem(name):
+        raise InputError(f"model: {problem}")
     if name in embedded.MODELS:
         return str(embedded.fetch(name, offline))
     path = Path(name)
@@ -90,12 +107,9 @@ def find(name: str, offline: bool = False) -> str:
             raise InputError(f"model: no such file: {name}")
         return str(_converted(path))
     if path.is_dir():
-        _check_folder(path)
         return str(path)
     if name.count("/") == 1 and not name.startswith(("/", ".")) and not path.parent.exists():
-        if offline or os.environ.get("HF_HUB_OFFLINE") == "1":
-            raise EnvironmentFault(f"model: '{name}' looks like a hub id, and the network is switched off")
-        return name
+        return str(_fetched(name, offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE))
     raise InputError(
         f"model: '{name}' is no built-in model, folder or GGUF file ({did_you_mean(name, embedded.MODELS)})"
     )
@@ -111,22 +125,23 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
     with quiet():
         from transformers import AutoModelForCausalLM
 
-        given = _given(where)
+        given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, config=config, dtype=dtype, use_safetensors=True, **LOADING, **given
-            )
+            loaded: Any = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=dtype, **LOADING, **given)
         except BROKEN as error:
             raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
     model, info = loaded
     check_complete(info, f"model: '{name}'")
+    check_numbers(model, Path(where))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError(f"model: '{name}': the tokenizer has {len(tokenizer):,} ids, the embedding only {rows:,} rows")
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     ends = model.generation_config.eos_token_id
     stop = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
-    notes = ("auto_map in config.json was ignored: the model type is built in",) if _has_auto_map(where) else ()
+    # Since check_folder let it pass, the model type is one of the library's.
+    mapped = getattr(config, "auto_map", None)
+    notes = ("auto_map in config.json was ignored: the model type is built in",) if mapped else ()
     # Sampling is ours to decide: settings a folder brings must not change a greedy answer.
     model.generation_config = type(model.generation_config)(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=list(stop)
@@ -144,10 +159,12 @@ def load_tokenizer(name: str, *, offline: bool = False) -> tuple[Any, int]:
 def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
     """Where a decoder lies, its configuration and its fast tokenizer. Raises InputError for anything else."""
     where = find(name, offline)
+    check_folder(Path(where))
+    # False, not left away: the library would ask on the terminal whether to run the folder's code.
+    given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with quiet():
         from transformers import AutoConfig, AutoTokenizer
 
-        given = _given(where)
         try:
             config = AutoConfig.from_pretrained(where, **given)
             _check_decoder(config, name)
@@ -159,10 +176,22 @@ def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
     return where, config, tokenizer
 
 
-def _given(where: str) -> dict[str, Any]:
-    """What every `from_pretrained` is told."""
-    # False, not left away: the library would ask on the terminal whether to run the folder's code.
-    return {"local_files_only": Path(where).is_dir(), "trust_remote_code": False}
+def _fetched(name: str, offline: bool) -> Path:
+    """The folder of a hub id in the hub library's cache, brought up to date unless `offline`."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            return Path(snapshot_download(name, allow_patterns=list(_FETCHED), local_files_only=offline))
+    except HFValidationError as error:
+        raise InputError(f"model: '{name}' is no hub id: {first_line(error)}") from error
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise InputError(f"model: '{name}' is not on the hub, or not open to you") from error
+    except _NETWORK as error:
+        if offline:
+            message = f"model: '{name}' looks like a hub id, and the network is switched off"
+            raise EnvironmentFault(message) from error
+        raise EnvironmentFault(f"model: '{name}' could not be fetched: {first_line(error)}") from error
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -200,47 +229,14 @@ def _drop_added_tokens(file: Path, rows: int) -> None:
 def _converted(gguf: Path) -> Path:
     folder = cache_dir() / "models" / f"gguf-{sha256_of(gguf)[:16]}"
     if not (folder / "model.safetensors").is_file():
-        with new_directory(folder) as temporary:
-            convert_gguf(gguf.resolve(), temporary)
+        try:
+            with new_directory(folder) as temporary:
+                convert_gguf(gguf.resolve(), temporary)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"model: the cache {cache_dir()} can't be written to: {error.strerror} (XDG_CACHE_HOME names another)"
+            ) from error
     return folder
-
-
-def _has_auto_map(where: str) -> bool:
-    config = Path(where, "config.json")
-    return config.is_file() and "auto_map" in read_json(config)
-
-
-def _check_folder(folder: Path) -> None:
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise InputError(f"model: {folder}: no config.json, this is not a model folder")
-    try:
-        config = read_json(config_file)
-    except ValueError as error:
-        raise InputError(f"{config_file}: not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise InputError(f"{config_file}: model_type: missing, this is not a model's configuration")
-    for key, value in _entries(config):
-        if key in _REFUSED_KEYS or (key in _IMPLEMENTATIONS and "/" in str(value)):
-            raise InputError(f"{config_file}: {key}: refused, this key can make a library load code")
-    if "auto_map" in config:
-        from transformers import CONFIG_MAPPING
-
-        if config["model_type"] not in CONFIG_MAPPING:
-            raise InputError(f"{config_file}: auto_map: refused, this model needs code from its folder")
-    if not any(folder.glob("*.safetensors")):
-        found = [path.name for path in folder.glob("*.bin")]
-        raise InputError(
-            f"model: {folder}: no safetensors weights" + (f" (found {found[0]}, refused)" if found else "")
-        )
-
-
-def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a configuration and of those nested in it (a picture model's text part)."""
-    for key, value in config.items():
-        yield key, value
-        if isinstance(value, dict):
-            yield from _entries(value)
 
 
 def _check_decoder(config: Any, name: str) -> None:

@@ -69,6 +69,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, source: str, *, name: str, system: str = "", own: bool = True) -> None:
         self.tokenizer, self.source, self.name, self.system, self.own = tokenizer, source, name, system, own
+        self.reading: dict[str, Any] = {"strokes": 1}  # the plan by which a model reads what is rendered here
         self._run = compile_template(source)
         if tokenizer.eos_token_id is None:
             raise InputError("this tokenizer has no end token (eos_token): the model could never learn to stop")
@@ -194,9 +195,13 @@ class Renderer:
         skipped = sum(turn.supervised and number not in earlier for number, turn in enumerate(history))
         return Rendered(ids, supervised, end_of_x, prompt_end, skipped, record.origin)
 
-    def prompt_ids(self, record: Record) -> list[int]:
+    def prompt(self, record: Record) -> Rendered:
         """What serving feeds for this record: everything before the answer."""
-        return self.render(record.prompt).ids
+        return self.render(record.prompt)
+
+    def prompt_ids(self, record: Record) -> list[int]:
+        """Its token ids alone."""
+        return self.prompt(record).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """An answer's text: generated ids without end tokens, outer white space removed."""
@@ -301,7 +306,7 @@ class Renderer:
             "template": self.source,
             "system": self.system,
             "end_token": self.tokenizer.convert_ids_to_tokens(self.end_id),
-            "reading": {"strokes": 1},
+            "reading": self.reading,
         }
         return body | {"sha256": _digest(body)}
 
@@ -315,16 +320,32 @@ class Renderer:
             raise InputError(
                 f"{where}: sha256: the prompt was changed after tuning, the model would be asked differently"
             )
+        for key, kind in (
+            ("template", str),
+            ("name", str),
+            ("system", str),
+            ("own", bool),
+            ("end_token", str),
+            ("reading", dict),
+        ):
+            if not isinstance(value.get(key), kind):
+                raise InputError(f"{where}: {key}: missing, or not what it should be")
         renderer = cls(tokenizer, value["template"], name=value["name"], system=value["system"], own=value["own"])
         if renderer.to_json()["end_token"] != value["end_token"]:
             raise InputError(
                 f"{where}: end_token: this tokenizer ends answers differently (want {value['end_token']!r})"
             )
-        return renderer
+        return renderer.with_reading(value["reading"])
 
     def with_system(self, system: str) -> Renderer:
         """The same template with another default system message."""
-        return Renderer(self.tokenizer, self.source, name=self.name, system=system, own=self.own)
+        other = Renderer(self.tokenizer, self.source, name=self.name, system=system, own=self.own)
+        return other.with_reading(self.reading)
+
+    def with_reading(self, reading: dict[str, Any]) -> Renderer:
+        """This renderer, with a reading plan that `prompt.json` keeps beside the template."""
+        self.reading = dict(reading)
+        return self
 
 
 def shorten_input(record: Record, characters: int) -> Record:

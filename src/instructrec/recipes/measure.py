@@ -30,6 +30,7 @@ from ..measures.statistics import Estimate, bootstrap, paired_difference
 from ..models import embedded
 from ..settings import checked
 from .rows import MEMORY, Data, announce, read_rows
+from .runfolder import Lock
 
 WORST = 10
 RESAMPLES = 1000
@@ -79,7 +80,8 @@ def _evaluate(target: str, data: Data, settings: EvaluateSettings, command: str)
 def _place(folder: Path) -> Iterator[None]:
     """Make sure that the report can be written before hours go into it; new folders that stay empty are removed.
 
-    Raises InputError where a file is in the way, EnvironmentFault where the folder can't be made or written to.
+    Raises InputError where a file is in the way, EnvironmentFault where the folder can't be made or written to, or
+    another process is at work in it.
     """
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
@@ -90,9 +92,12 @@ def _place(folder: Path) -> Iterator[None]:
         raise InputError(f"out: {folder} is a file, or inside one (want a folder)") from None
     except OSError as error:
         raise EnvironmentFault(f"out: {folder} can't be written to: {error.strerror}") from None
+    lock = Lock(folder)
+    lock.take()
     try:
         yield
     finally:
+        lock.release()
         with suppress(OSError):  # it holds something, as it should
             for path in new:
                 path.rmdir()
@@ -112,9 +117,13 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
         offline=settings.offline,
         template=settings.template,
         system=settings.system,
+        strokes=settings.strokes,
     )
     pool = _pool(loaded)
     arms, notes = choose_arms(settings.arms, loaded, pool)
+    for note in loaded.notes:
+        console.warn(note)
+    notes += loaded.notes
     for note in notes:
         console.note(note)
     bench = Bench(loaded, pool, settings.shots, settings.seed, settings.batch_rows)
@@ -346,7 +355,10 @@ def _pool(loaded: Loaded) -> list[Record]:
 
 def _detail(arm: str, loaded: Loaded, settings: EvaluateSettings) -> str:
     if arm == "tuned":
-        return f"{loaded.backbone.name} tuned with {loaded.run['method']}"
+        again = f", the instruction read {loaded.strokes} times" if loaded.strokes > 1 else ""
+        return f"{loaded.backbone.name} tuned with {loaded.run['method']}{again}"
+    if arm == "reread":
+        return f"{loaded.backbone.name}, not tuned, the instruction read {loaded.strokes} times"
     if arm == "few_shot":
         return f"{loaded.backbone.name} with up to {settings.shots} training rows in its prompt"
     return f"{loaded.backbone.name}, not tuned"

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from .. import console
 from ..config import TuneSettings
 from ..data.records import Record, Rows
-from ..errors import InputError, InstructRecError
-from ..files import read_json, write_json
+from ..errors import InputError
+from ..files import place, write_json
 from ..models.methods import Method, get
 from ..settings import checked
+from .reading import behind, check_positions, one_answer_each, plan_of
+from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic
 from .rows import MEMORY, Data, announce, read_rows
-from .runfolder import RUN_FILE, RunFolder, free_folder, is_run, last_folder, surroundings
+from .runfolder import RUN_FILE, RunFolder, free_folder, last_folder, surroundings
+from .signals import Interrupted, signals
 from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
 
-# Settings that may differ between a run and its resumption without changing the result.
-_FREE = ("resume", "out", "offline", "tensorboard", "threads")
 SHOTS_KEPT = 200
-
-
-class Interrupted(InstructRecError):
-    """Stopped by a signal, with a checkpoint; `exit_code` is what the shell expects of that signal."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -73,18 +63,22 @@ def tune_files(files: list[str], settings: TuneSettings, origins: dict[str, str]
 
 
 def _tune(data: Data, settings: TuneSettings, origins: dict[str, str], validation: Any) -> TuneResult:
-    method = get(settings.method)
+    plan_of(settings, get(settings.method))  # both refuse what they don't know
     check_watch(settings.watch)
-    folder = RunFolder(_folder(data, settings))
-    folder.check(settings.resume)
+    with closing(RunFolder(_folder(data, settings))) as folder:
+        return _run(folder, data, settings, origins, validation)
+
+
+def _run(folder: RunFolder, data: Data, settings: TuneSettings, origins: dict[str, str], validation: Any) -> TuneResult:
+    folder.check(bool(settings.resume))
     # A resumed run reads the rows it read before, and has written those it rejected.
     rows = read_rows(data, settings, None if settings.resume else folder.path / "rejected.jsonl")
     watched = validation if validation is not None else settings.validation
     held = None if watched is None else read_rows(watched, settings)
     parts = part_rows(rows.records, None if held is None else held.records, settings)
     console.say(parts.explanation)
-    run = _Run(folder, settings, origins, method, rows, parts)
-    run.watched_files = {} if held is None else dict(held.files) or {MEMORY: _digest(held.records)}
+    run = _Run(folder, settings, origins, get(settings.method), rows, parts)
+    run.watched_files = {} if held is None else dict(held.files) or {MEMORY: digest(held.records)}
     with _quiet():
         run.prepare()
         return run.finished or run.train()
@@ -112,6 +106,11 @@ class _Run:
     ) -> None:
         self.folder, self.settings, self.origins = folder, settings, origins
         self.method, self.rows, self.parts = method, rows, parts
+        self.reading = plan_of(settings, method)
+        if self.reading.most > 1:
+            train = one_answer_each(parts.train)
+            sets = {name: one_answer_each(records) for name, records in parts.sets.items()}
+            self.parts = replace(parts, train=train, sets=sets)
         self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
         self.finished: TuneResult | None = None  # where there is nothing left to do
 
@@ -132,6 +131,7 @@ class _Run:
         for note in self.backbone.notes:
             console.note(note)
         self.renderer = make_renderer(self.backbone.tokenizer, settings.template, settings.system)
+        self.renderer.with_reading(self.reading.to_json())
         self.max_length = settings.max_length or self.backbone.default_length
         if self.max_length > self.backbone.max_positions:
             limit = self.backbone.max_positions
@@ -144,64 +144,38 @@ class _Run:
             track=lambda records: console.track(records, "Rendering rows", unit="rows"),
         )
         console.say(f"Prompt template: {self.renderer.name}; {self.fitted.describe()}")
+        limit = self.backbone.max_positions
+        self.fitted = check_positions(self.fitted, self.reading, limit, settings.on_long)
         if not self.fitted.rendered:
             raise InputError("no rows are left to train on")
         options = getattr(settings, method.name).model_dump() if hasattr(settings, method.name) else {}
-        self.identity = self._identity()
-        self.checkpoint = self._checkpoint() if settings.resume else None
-        self.finished = self._finished(self.checkpoint) if self.checkpoint else None
+        self.identity = identity(settings, self.rows, self.watched_files, self.backbone, self.renderer)
+        self.start = None
+        if settings.resume:
+            self.start = choose(self.folder, self.identity, settings.resume == "latest-valid")
+        ended = finished(self.folder.path, self.start.checkpoint) if self.start else None
+        self.finished = TuneResult(self.folder.path, **ended) if ended else None
         if self.finished:
             console.say(f"Nothing left to do: {self.folder.path} is a finished run ({self.finished.stopped})")
             return
-        if self.checkpoint:
-            self.model = method.load(self.backbone.model, self.checkpoint, trainable=True)
+        before = self.start.checkpoint if self.start else None
+        if before:
+            self.tuned = method.load(self.backbone.model, before, trainable=True)
         else:
-            self.model = method.attach(self.backbone.model, options, settings.seed)
+            self.tuned = method.attach(self.backbone.model, options, settings.seed)
+        rows = self.fitted.rendered
+        self.model = behind(self.reading, self.tuned, method, options, settings.seed, rows=rows, checkpoint=before)
         if settings.checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.model.enable_input_require_grads()
+            self.tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.tuned.enable_input_require_grads()
         self.surroundings = surroundings(torch.get_num_threads())
-
-    def _identity(self) -> dict[str, Any]:
-        from ..inference.loading import fingerprint
-
-        settings = self.settings.model_dump(mode="json", exclude=set(_FREE))
-        return {
-            "settings": settings,
-            "data": dict(self.rows.files) or {MEMORY: _digest(self.rows.records)},
-            "validation": self.watched_files,
-            "backbone": {"name": self.backbone.name, "fingerprint": fingerprint(self.backbone.folder)},
-            "prompt": self.renderer.to_json()["sha256"],
-        }
-
-    def _checkpoint(self) -> Path:
-        """The newest checkpoint, after making sure that it belongs to these settings and rows."""
-        from ..training.checkpoint import checkpoints, verify
-
-        before = read_json(self.folder.path / "settings.json")
-        different = _differences(before, self.identity)
-        if different:
-            raise InputError("resume: this is another run:\n" + "\n".join(f"  {line}" for line in different))
-        found = checkpoints(self.folder.checkpoints)
-        if not found:
-            raise InputError(f"resume: {self.folder.checkpoints} holds no complete checkpoint")
-        verify(found[-1])  # before its weights are read
-        return found[-1]
-
-    def _finished(self, checkpoint: Path) -> TuneResult | None:
-        """What the run came to, if it ended with this checkpoint: going on would only wipe its evaluation."""
-        if not is_run(str(self.folder.path)):
-            return None
-        training = read_json(self.folder.path / RUN_FILE)["training"]
-        last = training["steps"][-1]["step"]
-        if checkpoint.name != f"step-{last}":
-            return None
-        return TuneResult(self.folder.path, training["best_step"], last, training["stopped"])
+        self.arithmetic = arithmetic(str(self.dtype).removeprefix("torch."))
 
     def train(self) -> TuneResult:
         """Run the loop and write what the run folder needs; returns when all is on disk."""
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
+        from peft.helpers import disable_input_dtype_casting
 
         from ..models import backbone as backbones
         from ..models.methods import trained_parameters
@@ -232,20 +206,22 @@ class _Run:
         console.say(
             f"Tuning {self.backbone.name} with {self.method.name}: {trained:,} of {total:,} parameters "
             f"({trained / total:.2%}), {len(training.steps)} steps, {training.outcome.padding_share:.1%} padding"
+            + ("" if self.reading.plain else f"; instructions read {self.reading.describe()}")
         )
 
         def save(step: int, state: dict[str, Any]) -> None:
+            folder.keep_log()
             checkpoint.save(
                 folder.checkpoints,
                 step,
-                write_weights=lambda target: self.method.save(self.model, target, self.backbone.name),
+                write_weights=self._write_weights,
                 optimizer=training.optimizer.optimizer,
                 names=training.names,
-                state=state,
+                state=state | {"arithmetic": self.arithmetic},
             )
             checkpoint.keep_only(folder.checkpoints, {step, monitor.best_step})
 
-        with console.progress(len(training.steps), "Tuning", unit="steps", done=first) as bar, _signals() as signals:
+        with console.progress(len(training.steps), "Tuning", unit="steps", done=first) as bar, signals() as caught:
 
             def log(entry: dict[str, Any]) -> None:
                 folder.log(entry)
@@ -258,18 +234,25 @@ class _Run:
                     bar.advance(1, loss=entry["loss"])
 
             look = watcher.look if self.parts.sets else None
-            hooks = Hooks(look=look, log=log, save=save, stop=lambda: signals.reason)
-            outcome = training.run(monitor, hooks, first)
+            hooks = Hooks(look=look, log=log, save=save, stop=lambda: caught.reason)
+            # Under autocast PEFT would cast what comes in to the adapter's fp32, and autocast straight back again.
+            with disable_input_dtype_casting(self.tuned, active=accelerator.mixed_precision == "bf16"):
+                outcome = training.run(monitor, hooks, first)
         accelerator.end_training()
-        if signals.reason:
+        if caught.reason:
             raise Interrupted(
-                f"{signals.reason}; step {outcome.steps} of {len(training.steps)} is in {folder.checkpoints}, "
+                f"{caught.reason}; step {outcome.steps} of {len(training.steps)} is in {folder.checkpoints}, "
                 "go on with --resume",
-                signals.exit_code,
+                caught.exit_code,
             )
         best = monitor.best_step or outcome.steps
         self._finish(best, outcome, monitor, time.time() - started)
         return TuneResult(folder.path, best, outcome.steps, outcome.stopped)
+
+    def _write_weights(self, folder: Path) -> None:
+        self.method.save(self.tuned, folder, self.backbone.name)
+        if self.model is not self.tuned:
+            self.model.save_extra(folder)
 
     def _begin(self, training: Any, monitor: Any) -> int:
         """Make the folder, or put everything back as the checkpoint has it; returns the steps that are done.
@@ -280,20 +263,22 @@ class _Run:
         from ..training import checkpoint
 
         folder = self.folder
-        folder.make(self.settings.resume)
-        if self.checkpoint is None:
+        folder.make(bool(self.settings.resume))
+        if self.start is None:
             write_json(folder.path / "settings.json", self.identity)
             write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
             return 0
-        state = checkpoint.restore(self.checkpoint, training.optimizer.optimizer, training.names)
-        monitor.restore(state["monitor"])
+        state = checkpoint.restore(self.start.checkpoint, training.optimizer.optimizer, training.names)
+        for line in other_arithmetic(state["arithmetic"], self.arithmetic):
+            console.note(line)
+        monitor.restore(state["monitor"] | ({"best": None, "best_step": 0} if self.start.best_lost else {}))
         training.outcome.restore(state["outcome"])
         folder.forget_after(state["step"])
         console.say(f"Going on after step {state['step']} of {len(training.steps)}")
         return int(state["step"])
 
     def _plan(self) -> Any:
-        from ..training.loop import Plan, plan_steps
+        from ..training.loop import Plan, plan_steps, row_lengths
 
         settings = self.settings
         plan = Plan(
@@ -309,8 +294,10 @@ class _Run:
             clip=settings.clip,
             seed=settings.seed,
             pad_id=self.backbone.pad_id,
+            reading=self.reading,
         )
-        total = len(plan_steps([len(row.ids) for row in self.fitted.rendered], plan))
+        rows = self.fitted.rendered
+        total = len(plan_steps(row_lengths(rows, plan), plan, [len(row.ids) for row in rows]))
         every = settings.eval_every or max(1, round(total / max(1.0, settings.epochs) / 2))
         return replace(plan, look_every=every if self.parts.sets else None, save_every=settings.save_steps or every)
 
@@ -320,12 +307,17 @@ class _Run:
         from ..evaluation.pictures import save_loss_png
         from ..evaluation.report import write_report
         from ..measures.metrics import label_set
+        from ..training import checkpoint
         from .measure import empty_report, run_part
 
         folder, entries = self.folder, self.folder.entries()
-        for path in (folder.checkpoints / f"step-{best}").iterdir():
-            if path.name not in ("optimizer.safetensors", "state.json", "manifest.json"):
-                shutil.copyfile(path, folder.path / path.name)
+        kept = at_step(folder, best)
+        checkpoint.verify(kept)
+        for path in filter(Path.is_file, kept.rglob("*")):
+            if path.name not in (checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.MANIFEST):
+                target = folder.path / path.relative_to(kept)
+                target.parent.mkdir(exist_ok=True)
+                place(path, target)
         if not (folder.path / "adapter_config.json").is_file():  # a whole model is used elsewhere with its tokenizer
             self.backbone.tokenizer.save_pretrained(folder.path)
         looks = [entry for entry in entries if "look" in entry]
@@ -373,6 +365,7 @@ class _Run:
         save_loss_png(training, folder.path / "loss.png")
         write_report(empty_report(run, str(folder.path)), folder.path)
         write_card(None, run_part(run, str(folder.path)), folder.path)
+        folder.keep()
         write_json(folder.path / RUN_FILE, run)
         console.say(f"Stopped: {outcome.stopped}. Kept: step {best} ({training['watch']})")
         console.say(f"{outcome.tokens_per_second:,.0f} tokens/s; run folder: {folder.path}")
@@ -401,53 +394,10 @@ def _shown(record: Record) -> dict[str, Any]:
     return {"task": record.task, "instruction": last.text, "input": last.input, "output": record.answer}
 
 
-def _digest(records: Sequence[Record]) -> str:
-    import hashlib
-
-    return hashlib.sha256("".join(record.key for record in records).encode()).hexdigest()
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
-        return [
-            line for key in keys for line in _differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))
-        ]
-    return [] if before == now else [f"{name}: was {before!r}, is {now!r}"]
-
-
 def _flat(entry: dict[str, Any]) -> dict[str, float]:
     if "look" in entry:
         return {f"{name}/{key}": value for name, part in entry["look"].items() for key, value in part.items()}
     return {f"train/{key}": value for key, value in entry.items() if key not in ("step", "seconds")}
-
-
-class _Signals:
-    reason = ""
-    exit_code = 0
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Ctrl-C and SIGTERM stop at the next step edge with a checkpoint; a second one stops at once."""
-    state = _Signals()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if state.reason:
-            raise KeyboardInterrupt
-        state.reason = f"stopped by {signal.Signals(number).name}"
-        state.exit_code = 128 + number
-        console.note("stopping after this step (again: at once, without a checkpoint)")
-
-    try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        before = {}
-    try:
-        yield state
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 @contextmanager

@@ -138,7 +138,7 @@ class Watcher:
             with self.autocast(), console.progress(len(rows), f"Answering {name}", unit="rows") as bar:
                 answers = generate(
                     self.model,
-                    [row.ids[: row.prompt_end] for row in rows],
+                    rows,
                     stop_ids=self.renderer.stop_ids(self.backbone.stop_ids),
                     pad_id=self.backbone.pad_id,
                     sampling=Sampling(max_new_tokens=longest + 8),

@@ -17,8 +17,9 @@ from accelerate import Accelerator
 
 from ..errors import InstructRecError
 from ..models.methods import trained_parameters
+from ..models.reading import ReadingPlan
 from ..prompts.template import Rendered
-from .batching import collate, padding_share, plan_epoch
+from .batching import Layout, padding_share, plan_epoch
 from .loss import token_losses
 from .monitor import Monitor
 from .schedule import learning_rate
@@ -50,6 +51,7 @@ class Plan:
     look_every: int | None = None
     save_every: int | None = None
     pad_id: int = 0
+    reading: ReadingPlan = ReadingPlan()
 
 
 @dataclass
@@ -93,12 +95,24 @@ class Outcome:
         self.supervised_tokens = state["supervised_tokens"]
 
 
-def plan_steps(lengths: Sequence[int], plan: Plan) -> list[list[list[int]]]:
-    """Micro-batches of every optimizer step of the whole run; the last step of an epoch may have fewer."""
+def row_lengths(rows: Sequence[Rendered], plan: Plan) -> list[int]:
+    """Tokens of each row that go through the backbone, at the most strokes of the reading plan."""
+    most = Layout(plan.pad_id, plan.reading, plan.reading.most, plan.reading.deep)
+    return [most.length(row) for row in rows]
+
+
+def plan_steps(lengths: Sequence[int], plan: Plan, keys: Sequence[int] | None = None) -> list[list[list[int]]]:
+    """Micro-batches of every optimizer step of the whole run; the last step of an epoch may have fewer.
+
+    lengths: as `row_lengths`, for `batch_tokens`.  keys: what rows are sorted by. With each row's own tokens (whatever
+    the reading plan) and `batch_rows` alone, every plan meets the same rows in the same steps.
+    """
     steps: list[list[list[int]]] = []
     epoch = 0
     while epoch < plan.epochs:
-        batches = plan_epoch(lengths, seed=plan.seed, epoch=epoch, tokens=plan.batch_tokens, rows=plan.batch_rows)
+        batches = plan_epoch(
+            lengths, seed=plan.seed, epoch=epoch, tokens=plan.batch_tokens, rows=plan.batch_rows, keys=keys
+        )
         size = plan.accumulation
         cut = [batches[start : start + size] for start in range(0, len(batches), size)]
         share = min(1.0, plan.epochs - epoch)
@@ -131,8 +145,8 @@ class Training:
 
     def __init__(self, model: Any, rows: Sequence[Rendered], plan: Plan, accelerator: Accelerator) -> None:
         self.rows, self.plan, self.accelerator = rows, plan, accelerator
-        self.lengths = [len(row.ids) for row in rows]
-        self.steps = plan_steps(self.lengths, plan)
+        self.lengths = row_lengths(rows, plan)
+        self.steps = plan_steps(self.lengths, plan, [len(row.ids) for row in rows])
         self.names = optimizer_names(model)
         optimizer = make_optimizer(model, plan)
         # One process needs no wrapper; several get one whose hooks see the backward pass.
@@ -192,7 +206,10 @@ class Training:
         """One optimizer step; raises NonFinite before any weight has changed."""
         plan, accelerator = self.plan, self.accelerator
         mine = self.steps[step][accelerator.process_index :: accelerator.num_processes]
-        batches = [collate([self.rows[n] for n in numbers], plan.pad_id, numbers) for numbers in mine]
+        reading = plan.reading
+        strokes = reading.draw(step, len(self.steps), plan.seed)
+        layout = Layout(plan.pad_id, reading, strokes, reading.deep)
+        batches = [layout.batch([self.rows[n] for n in numbers], numbers) for numbers in mine]
         counts = torch.tensor([sum(len(batch.targets) for batch in batches)], device=accelerator.device)
         targets = int(accelerator.reduce(counts, "sum")[0])
         rate = learning_rate(step, len(self.steps), plan.learning_rate, plan.warmup, plan.schedule)
@@ -214,11 +231,12 @@ class Training:
             self._refuse(step, "gradient", [number for batch in batches for number in batch.rows])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(self.lengths[number] for numbers in mine for number in numbers)
+        tokens = sum(layout.length(self.rows[number]) for numbers in mine for number in numbers)
         self.outcome.tokens += tokens
         self.outcome.supervised_tokens += targets
         self.outcome.row_log.append(tuple(number for numbers in mine for number in numbers))
-        return {
+        drawn = {"strokes": strokes} if len(reading.strokes) > 1 else {}
+        return drawn | {
             "step": step + 1,
             "loss": float(accelerator.reduce(loss, "sum")),
             "learning_rate": rate,

@@ -1,40 +1,19 @@
 """Negative log-likelihood of the supervised tokens, with logits at those positions only.
 
-B rows, T tokens, D width, N supervised positions, V vocabulary.
+B rows, T tokens, N supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from ..models.reading import logits_at
 from ..prompts.template import Rendered
-from .batching import Batch, by_length, collate
-
-
-@contextmanager
-def logits_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
-    """While this lasts, the model computes logits [1, N, V] at `positions` [N] of the flattened B*T tokens.
-
-    `logits_to_keep` takes one set of positions for all rows, and calling the head ourselves would lose what some
-    families do after it (Gemma-2's soft cap, Cohere's scale). Instead the hidden states are picked out on their way
-    into the head, and everything after it is the model's own.
-    """
-    head = model.get_output_embeddings()
-
-    def pick(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = inputs[0]  # [B, T, D]
-        return (hidden.reshape(-1, hidden.shape[-1])[positions].unsqueeze(0), *inputs[1:])
-
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
+from .batching import Batch, Layout, by_length
 
 
 def token_losses(model: Any, batch: Batch, head_of: Any = None) -> torch.Tensor:
@@ -42,8 +21,11 @@ def token_losses(model: Any, batch: Batch, head_of: Any = None) -> torch.Tensor:
 
     head_of: the model that owns the output layer, where `model` is only a parallel wrapper around it.
     """
-    with logits_at(model if head_of is None else head_of, batch.positions):
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits  # [1, N, V]
+    if batch.passes:  # a reading plan of its own
+        logits = model(passes=batch.passes, positions=batch.positions)  # [1, N, V]
+    else:
+        with logits_at(model if head_of is None else head_of, batch.positions):
+            logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     logits = logits[0].float() if logits.dtype in (torch.bfloat16, torch.float16) else logits[0]
     return functional.cross_entropy(logits, batch.targets, reduction="none")
 
@@ -52,8 +34,10 @@ def token_losses(model: Any, batch: Batch, head_of: Any = None) -> torch.Tensor:
 def row_losses(
     model: Any, rows: Sequence[Rendered], *, pad_id: int, batch_tokens: int, autocast: Any = None
 ) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood in nats, supervised tokens) of each row, in the order given."""
-    lengths = [len(row.ids) for row in rows]
+    """(summed negative log-likelihood in nats, supervised tokens) of each row, in the order given; a `Reading` reads
+    each row by its plan, as often as its `strokes` say."""
+    layout = Layout.of(model, pad_id)
+    lengths = [layout.length(row) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     device = next(model.parameters()).device
@@ -61,12 +45,12 @@ def row_losses(
     model.eval()
     try:
         for numbers in by_length(lengths, order, batch_tokens, None):
-            batch = collate([rows[number] for number in numbers], pad_id, numbers).to(device)
+            batch = layout.batch([rows[number] for number in numbers], numbers).to(device)
             with autocast() if autocast else torch.no_grad():
                 losses = token_losses(model, batch)
-            owner = torch.div(batch.positions, batch.ids.shape[1], rounding_mode="floor")
-            sums = torch.zeros(len(numbers), dtype=torch.float64, device=device).index_add_(0, owner, losses.double())
-            counts = torch.bincount(owner, minlength=len(numbers))
+            sums = torch.zeros(len(numbers), dtype=torch.float64, device=device)
+            sums = sums.index_add_(0, batch.owners, losses.double())
+            counts = torch.bincount(batch.owners, minlength=len(numbers))
             for place, number in enumerate(numbers):
                 result[number] = (float(sums[place]), int(counts[place]))
     finally:

@@ -16,6 +16,7 @@ class Method:
     reference: paper or formula.  learning_rate: a peak that works on small models.
     identity_at_start: an attached method changes no output before the first step.
     switchable: `disabled` gives the untuned model back.  mergeable: `merge` is offered.
+    several: more than one adapter fits on a model, each with a name (`add`, `load_more`, `using`).
     """
 
     name: ClassVar[str]
@@ -24,6 +25,7 @@ class Method:
     identity_at_start: ClassVar[bool] = True
     switchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
+    several: ClassVar[bool] = False
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model made trainable by this method. Checks precede any change to the model."""
@@ -42,6 +44,23 @@ class Method:
         """The model with the method switched off, for as long as the block lasts."""
         raise InputError(f"method: '{self.name}' can't be switched off: it changes the model's own weights")
         yield model
+
+    def add(self, model: Any, name: str, options: Mapping[str, Any], seed: int) -> None:
+        """One adapter more on an attached model, trainable as the first is."""
+        raise InputError(f"method: '{self.name}' has one set of weights, strokes can't have their own")
+
+    def load_more(self, model: Any, folder: Path, name: str, *, trainable: bool = False) -> None:
+        """The adapter `name`, as `save` wrote it beside the first one."""
+        raise InputError(f"method: '{self.name}' has one set of weights, strokes can't have their own")
+
+    @contextmanager
+    def using(self, model: Any, weights: str) -> Iterator[Any]:
+        """The model with other weights than its first adapter's, for as long as the block lasts: 'off' for none, or the
+        name of one that was added. It may take `requires_grad` away from the adapters that are left."""
+        if weights != "off":
+            raise InputError(f"method: '{self.name}' has no adapter called '{weights}'")
+        with self.disabled(model):
+            yield model
 
     def merge(self, model: Any) -> Any:
         """A plain model with the tuning folded into its weights."""

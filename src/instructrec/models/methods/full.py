@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ..loading import BROKEN, LOADING, check_complete, first_line
+from ..loading import BROKEN, LOADING, check_complete, check_folder, check_numbers, first_line
 from . import Method
 
 
@@ -39,6 +39,9 @@ class Full(Method):
         """The backbone's weights replaced by those in `folder`. Raises InputError when they are damaged."""
         from transformers import AutoModelForCausalLM
 
+        kind = check_folder(folder)["model_type"]
+        if kind != model.config.model_type:
+            raise InputError(f"{folder}: the tuned model is a {kind}, this backbone a {model.config.model_type}")
         given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         dtype = model.dtype if not trainable else None
         try:
@@ -47,6 +50,10 @@ class Full(Method):
             raise InputError(f"{folder}: the tuned model could not be loaded: {first_line(error)}") from error
         tuned, info = loaded
         check_complete(info, str(folder))
+        check_numbers(tuned, folder)
+        for name, weight in tuned.named_parameters():
+            if not weight.isfinite().all():
+                raise InputError(f"{folder}: {name} holds a value that is not finite")
         tuned = tuned.to(next(model.parameters()).device)
         tuned.generation_config = model.generation_config
         if trainable:
