@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reading_data import Counts, Source, generated, induction, p3, seed_tasks, select, tiny_model, write_jsonl
+from reading_data import Counts, Source, generated, induction, only_to_learn_from, p3, select, tiny_model, write_jsonl
 from reading_page import reading_page, watched, write_result
 
 from instructrec import console
@@ -52,7 +52,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "single_x2": {"epochs": 2.0},  # a control of equal compute
     "sampled": {"strokes": "1,2,3"},
     "sampled_deep": {"strokes": "1,2,3", "deep": True},
-    "separate": {"strokes": "2", "stroke_adapters": "separate"},
+    # half the rank: as many trained weights as the others, and the same scale (alpha / rank)
+    "separate": {"strokes": "2", "stroke_adapters": "separate", "lora": {"rank": 8, "alpha": 16.0}},
     "slots8": {"strokes": "2", "slots": 8},
     "slots32": {"strokes": "2", "slots": 32},
     "sink_last": {"strokes": "2", "memory": "sink+last"},
@@ -92,7 +93,7 @@ SOURCES = {
     "generated": lambda data: generated(),
     "induction": induction,
     "p3": p3,
-    "mixed": lambda data: induction(data) + p3(data) + seed_tasks(data),
+    "mixed": lambda data: induction(data) + p3(data) + only_to_learn_from(data),
 }
 
 
@@ -133,7 +134,8 @@ class Job:
     @property
     def identity(self) -> str:
         """Hex digest of all that its result depends on."""
-        known = {"arm": self.arm, "settings": self.settings, "data": self.data, "dials": DIALS.get(self.arm)}
+        settings = self.settings | {"model": Path(self.settings["model"]).name}
+        known = {"arm": self.arm, "settings": settings, "data": self.data, "dials": DIALS.get(self.arm)}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -142,12 +144,17 @@ class Clock:
 
     def __init__(self, minutes: float | None) -> None:
         self.up = False
+        self.timer = threading.Timer(60 * (minutes or 0), self.ring)
+        self.timer.daemon = True
         if minutes:
-            self.timer = threading.Timer(60 * minutes, self._ring)
-            self.timer.daemon = True
             self.timer.start()
 
-    def _ring(self) -> None:
+    def stop(self) -> None:
+        """No interrupt any more."""
+        self.timer.cancel()
+
+    def ring(self) -> None:
+        """The time is up."""
         self.up = True
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -220,6 +227,7 @@ class Bench:
             console.say(f"{self.place.name}/{job.name}: there already")
             return
         console.say(f"\n{self.place.name}/{job.name}: {job.command}")
+        begun = time.perf_counter()
         folder = self.place.run(job)
         note = tuned(job, files["train"], folder)
         started = time.perf_counter()
@@ -253,7 +261,8 @@ class Bench:
             "sets": sets,
         }
         write_result(target, result)
-        reading_page(self.place.results)
+        if time.perf_counter() - begun > 60:  # the page takes a second; at the end it is made anyway
+            reading_page(self.place.results)
 
 
 def tuned(job: Job, rows: Path, folder: Path) -> dict[str, Any]:
@@ -423,14 +432,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise InputError(f"shared: {given.shared} is not there: these rows need the shared data")
             Bench(given.size, plan, Place(name, results, given.build), given.shared).run()
         page = reading_page(results)
-    except (Interrupted, KeyboardInterrupt):
-        if not clock.up:
+    except (Interrupted, KeyboardInterrupt) as error:
+        if clock.up:
+            console.say("The time is up: the same command goes on from here")
+            return UNFINISHED
+        if isinstance(error, KeyboardInterrupt):
             raise
-        console.say("The time is up: the same command goes on from here")
-        return UNFINISHED
+        console.fail(str(error))
+        return error.exit_code
     except InstructRecError as error:
         console.fail(str(error))
         return error.exit_code
+    finally:
+        clock.stop()
     console.say(f"Written: {page}")
     return 0
 

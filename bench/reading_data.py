@@ -106,13 +106,34 @@ def p3(data: Path) -> Source:
     return Source(tasks, P3, tuple(fold[0] for fold in P3), ORDERS)
 
 
-def seed_tasks(data: Path) -> Source:
-    """175 tasks of one row each: only to learn from."""
-    examples = []
-    for row in read_jsonl(data / "seed_tasks" / "seed_tasks.jsonl"):
-        shown = {"task": "seed_tasks", "instruction": row["instruction"], "input": row["input"]}
-        examples.append({"": shown | {"output": row["output"]}})
-    return Source({"seed_tasks": examples}, ((), (), ()), ())
+def only_to_learn_from(data: Path) -> Source:
+    """Tasks with one wording, never held out and in no test: 175 tasks of one row each, and three of many rows."""
+    rows = [{name: row[name] for name in ("instruction", "input", "output")}
+            for row in read_jsonl(data / "seed_tasks" / "seed_tasks.jsonl")]  # fmt: skip
+    tasks = {"seed_tasks": rows}
+    asked = "Which intent does this message to a bank have? Answer with the name of the intent."
+    tasks["banking77"] = [
+        {"instruction": asked, "input": row["text"], "output": row["label"]}
+        for row in read_jsonl(data / "banking77" / "train.jsonl")
+    ]
+    asked = "Is this tweet about the stock market bullish, bearish or neutral?"
+    tasks["twitter_fin_sentiment"] = [
+        {"instruction": asked, "input": row["text"], "output": row["label"]}
+        for row in read_jsonl(data / "twitter_fin_sentiment" / "train.jsonl")
+    ]
+    tasks["sentfin"] = sentfin(data / "sentfin" / "train.jsonl")
+    examples = {task: [{"": {"task": task} | row} for row in rows] for task, rows in tasks.items()}
+    return Source(examples, ((), (), ()), ())
+
+
+def sentfin(file: Path) -> list[Row]:
+    """Headlines with the sentiment towards the first company named."""
+    asked = "Which sentiment does this headline express towards {}: positive, negative or neutral?"
+    return [
+        {"instruction": asked.format(name), "input": row["text"], "output": sentiment}
+        for row in read_jsonl(file)
+        for name, sentiment in list(row["entities"].items())[:1]
+    ]
 
 
 def generated() -> Source:

@@ -27,6 +27,7 @@ VIEWS = {
     "unseen_wordings": "unseen wordings",
     "unseen_tasks/report": "unseen tasks",
     "unseen_tasks/choose": "unseen tasks, for choosing",
+    "unseen_tasks": "unseen tasks, both halves",
     "unseen_wordings_typos": "unseen wordings, typos",
     "unseen_tasks_typos/report": "unseen tasks, typos",
     "unseen_tasks_typos/choose": "unseen tasks, typos, for choosing",
@@ -305,18 +306,20 @@ def _commit(part: Mapping[str, Any]) -> str:
 
 def reading_page(folder: Path) -> Path:
     """Page and picture of `bench/reading.py` beside the folder of its results."""
-    groups = [Group.read(path) for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))]
+    places = sorted({file.parent for file in folder.glob("*/*.json")})
+    if not places:
+        raise InputError(f"results: nothing in {folder} yet")
+    groups = [Group.read(place) for place in places]
     page = folder.with_name(f"{folder.name}.md")
     lines = [
         "# Readings compared",
         "",
-        "Made by `bench/reading.py` from the files in `"
-        + folder.name
-        + "/`: same rows, seeds, order, steps and trained",
-        "weights; arms differ in how an instruction is read (docs/rrtransformer.md). Differences are paired; brackets:",
-        f"95% bootstrap intervals ({RESAMPLES:,} resamples) over clusters, a task of a seed being one; bold: zero is",
-        "outside. With few clusters such intervals are somewhat too narrow. Nothing was stopped early: the last step",
-        "is kept. Unseen tasks come in two halves: one to choose designs on, one to report.",
+        f"Made by `bench/reading.py` from the files in `{folder.name}/`: the same rows and seeds in the same order and",
+        "steps, as many trained weights; arms differ in how an instruction is read (docs/rrtransformer.md). Differences",
+        f"are paired; in brackets: 95% bootstrap intervals ({RESAMPLES:,} resamples) over clusters, a task of a seed",
+        "being one; bold: zero is outside. With few clusters such intervals are somewhat too narrow. Nothing was",
+        "stopped early: the last step is kept. Unseen tasks come in two halves, one to choose designs on, one to",
+        "report. Typos: in a tenth of the words, one at least.",
         "",
         f"![Differences to a single reading]({folder.name}.png)",
         "",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reading_data import Row, induction, read_jsonl
+from reading_data import Row, induction, read_jsonl, sentfin
 from reading_page import rereading_page, write_result
 
 from instructrec import console
@@ -49,15 +49,6 @@ def _seed_tasks(data: Path) -> list[Row]:
     return [{name: row[name] for name in ("instruction", "input", "output")} for row in rows]
 
 
-def _sentfin(data: Path) -> list[Row]:
-    asked = "Which sentiment does this headline express towards {}: positive, negative or neutral?"
-    return [
-        {"instruction": asked.format(entity), "input": row["text"], "output": sentiment}
-        for row in read_jsonl(data / "sentfin" / "test.jsonl")
-        for entity, sentiment in list(row["entities"].items())[:1]
-    ]
-
-
 def _zh_instruct(data: Path) -> list[Row]:
     rows = read_jsonl(data / "zh_instruct" / "train.jsonl")
     return [{"task": row["source"]} | {name: row[name] for name in ("instruction", "input", "output")} for row in rows]
@@ -67,7 +58,7 @@ SETS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "instruction_induction": ("rows.jsonl", _induction),
     "p3_mini": ("*.jsonl", _p3),
     "seed_tasks": ("seed_tasks.jsonl", _seed_tasks),
-    "sentfin": ("test.jsonl", _sentfin),
+    "sentfin": ("test.jsonl", lambda data: sentfin(data / "sentfin" / "test.jsonl")),
     "zh_instruct": ("train.jsonl", _zh_instruct),
 }
 

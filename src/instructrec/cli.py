@@ -97,11 +97,21 @@ def run(
 def chat(target: Target, flags: Flags = ()) -> None:
     """Talk with a model."""
     assistant = _assistant(target, _resolved("AnswerSettings", [], flags).settings)
-    if sys.stdin.isatty():
-        console.note("/reset forgets what was said, /quit or Ctrl-D leaves, Ctrl-C stops an answer")
-        if sys.platform != "win32":
-            import readline  # noqa: F401 (gives input() line editing and history)
-    _converse(assistant)
+    from .recipes.conversation import converse
+
+    converse(assistant)
+
+
+def export(
+    target: Annotated[str, typer.Argument(metavar="RUN", help="run folder")],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="where the model goes; must not exist")],
+    flags: Flags = (),
+) -> None:
+    """Write a tuned model as an ordinary one, with a chat template that reads as often as it was tuned to."""
+    settings = _resolved("ExportSettings", [], flags).settings
+    from .export.merged import export_run
+
+    export_run(target, out, settings)
 
 
 def config(
@@ -181,6 +191,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(evaluate, "EvaluateSettings"),
     "run": Verb(run, "AnswerSettings"),
     "chat": Verb(chat, "AnswerSettings"),
+    "export": Verb(export, "ExportSettings"),
     "config": Verb(config, "TuneSettings"),
     "models": Verb(models),
     "env": Verb(env),
@@ -423,55 +434,6 @@ def _stdin() -> str:
         return sys.stdin.read().strip()
     except UnicodeDecodeError as error:
         raise InputError(f"stdin: not UTF-8, byte 0x{error.object[error.start]:02x} at {error.start}") from error
-
-
-def _converse(assistant: Assistant) -> None:
-    """Ask, answer, remember. Ctrl-C stops an answer and keeps what was said; twice in a row it leaves."""
-    prompt = "> " if sys.stdin.isatty() else ""
-    messages: list[tuple[str, str]] = []
-    interrupted = False
-    while True:
-        try:
-            text = input(prompt).strip()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            console.note("")
-            if interrupted:
-                return
-            interrupted = True
-            console.note("Ctrl-C again, or /quit, leaves")
-            continue
-        interrupted = False
-        if text == "/quit":
-            return
-        if text == "/reset":
-            messages.clear()
-            console.note("forgotten")
-        elif re.fullmatch(r"/[a-z]+", text):
-            console.note(f"{text}: no such command, {did_you_mean(text, ('/reset', '/quit'))}")
-        elif text:
-            interrupted = _answer(assistant, messages, text)
-
-
-def _answer(assistant: Assistant, messages: list[tuple[str, str]], text: str) -> bool:
-    """Stream the answer to `text` and remember both; True if Ctrl-C cut it short."""
-    pieces: list[str] = []
-    interrupted = False
-    try:
-        for piece in assistant.chat([*messages, ("user", text)]):
-            pieces.append(piece)
-            console.write(piece)
-    except KeyboardInterrupt:
-        interrupted = True
-    except InputError as error:  # a talk that has become too long, say: the talk goes on without this turn
-        console.fail(str(error))
-        console.note("/reset forgets what was said before")
-        return False
-    console.write("\n")
-    if pieces:
-        messages += [("user", text), ("assistant", "".join(pieces))]
-    return interrupted
 
 
 def _traced(code: int, debug: bool) -> int:

@@ -223,6 +223,15 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     out: str | None = Field(None, description="folder of the report; default: the run folder")
 
 
+class ExportSettings(MachineSettings):
+    """Everything `instructrec export` can be told."""
+
+    group: ClassVar[str] = "Export"
+    strokes: PositiveInt | None = Field(
+        None, description="how often the chat template reads an instruction; default: as often as in tuning"
+    )
+
+
 class AnswerSettings(MachineSettings):
     """Everything `instructrec run` and `instructrec chat` can be told."""
 

@@ -163,6 +163,20 @@ def an_adapter_beside_the_model(trap: Trap) -> str:
     return f"model: {trap.folder}: holds an adapter beside the model (adapter_config.json); take one or the other"
 
 
+def more_layers_than_weights(trap: Trap) -> str:
+    trap.model(num_hidden_layers=10**9)
+    tensors = len(load_file(trap.folder / "model.safetensors"))
+    reason = f"more than the weights can have (got 1,000,000,000, want at most {tensors})"
+    return f"{trap.folder / 'config.json'}: num_hidden_layers: {reason}"
+
+
+def more_words_than_weights(trap: Trap) -> str:
+    trap.model(parts={"vocab_size": 10**12})
+    size = (trap.folder / "model.safetensors").stat().st_size
+    reason = f"more than the weights can have (got 1,000,000,000,000, want at most {size:,})"
+    return f"{trap.folder / 'config.json'}: vocab_size: {reason}"
+
+
 def template_reaching_for_python(trap: Trap) -> str:
     (trap.model() / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     return "prompt template: line 1: attribute '__subclasses__' is not allowed in a prompt template"
@@ -272,6 +286,8 @@ TRAPS: dict[str, Callable[[Trap], str]] = {
         attention_from_elsewhere_inside,
         kernels_of_a_quantised_model,
         an_adapter_beside_the_model,
+        more_layers_than_weights,
+        more_words_than_weights,
         template_reaching_for_python,
         template_of_nested_ranges,
         template_of_a_gguf_file,
@@ -336,7 +352,7 @@ STARTS = ("code_for_the_tokenizer", "adapter_of_a_planted_library")  # the rest 
 
 
 def test_the_traps_are_many() -> None:
-    assert len(TRAPS) >= 24
+    assert len(TRAPS) == 27
     assert sum(1 for name in TRAPS if "pickle" in name) >= 5
 
 

@@ -45,9 +45,8 @@ FEW: list[dict[str, Any]] = [
     {"strokes": (2,), "mix": "gated", "prior": "frozen"},
     {"strokes": (2,), "mix": "gated", "stroke_adapters": "separate", "slots": 3},
 ]
-CASES = [(kind, ReadingPlan(**case)) for kind in ("gpt2", "qwen") for case in FEW]
-CASES += [(kind, plan) for kind in ("llama", "gemma") for plan in plans() if plan.most < 3]
-CASES += [(kind, ReadingPlan(**case)) for kind in ("llama", "gemma") for case in FEW if case["strokes"] == (3,)]
+CASES = [(kind, ReadingPlan(**case)) for kind in tiny.KINDS[1:] for case in FEW]
+CASES += [("llama", plan) for plan in plans()]
 
 
 def named(value: object) -> str:
@@ -281,12 +280,11 @@ CHECKPOINTED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("case", CHECKPOINTED, ids=str)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_layers_see_the_same_memory_again(kind: str, case: dict[str, Any], dropout: float) -> None:
-    """Gradient checkpointing: loss and gradients bit by bit as without, where nothing is switched but off."""
+def test_recomputed_layers_see_the_same_memory_again(kind: str, case: dict[str, Any]) -> None:
+    """Gradient checkpointing: loss and gradients as without, dropout and all, where nothing is switched but off."""
     found = []
     for checkpointing in (False, True):
-        made = started(kind, ReadingPlan(**case), dropout=dropout)
+        made = started(kind, ReadingPlan(**case), dropout=0.3)
         draw = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in methods.trained_parameters(made).values():

@@ -85,6 +85,20 @@ def test_a_result_that_was_damaged_on_the_way_is_not_handed_out(
     assert refused(quick, max_steps=2, resume="latest-valid").endswith(f"holds no complete checkpoint:\n  {reason}")
 
 
+def test_a_best_checkpoint_that_is_damaged_while_the_run_goes_on(
+    quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, reasons, where = {0: 9.0, 2: 1.0, 4: 4.0}, [], tmp_path / "run" / "checkpoints"
+
+    def looked(_: Any, step: int) -> Any:
+        reasons.extend([damaged(where / "step-2")] if step == 4 else [])
+        return {name: {"loss": losses[step]} for name in ("seen", UNSEEN)}
+
+    monkeypatch.setattr(Watcher, "look", looked)
+    assert [refused(quick, eval_every=2, max_steps=4)] == reasons
+    assert not {"run.json", "adapter_model.safetensors"} & set(os.listdir(tmp_path / "run"))
+
+
 def test_what_a_crash_set_aside_is_gone_on_from(quick: Any, tmp_path: Path, straight: Any) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         signalled(patch, STEPS, signal.SIGTERM)
@@ -339,6 +353,18 @@ def test_two_that_start_at_once(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(InputError, match="holds a finished run"):
         one.make(False)
+
+
+def test_one_that_ended_just_before_the_lock_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Lock.take
+
+    def late(lock: Lock) -> None:
+        (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+        take(lock)
+
+    monkeypatch.setattr(Lock, "take", late)
+    with pytest.raises(InputError, match="holds a finished run"):
+        RunFolder(tmp_path).check(False)
 
 
 def test_a_lock_whose_file_goes_away_while_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

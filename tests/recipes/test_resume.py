@@ -66,6 +66,7 @@ def test_training_stopped_at_any_step_and_resumed_equals_straight(method: str, t
         again, tail = trained(folder, method, stop, 20)
         assert head == want[:stop] and tail == want[stop:], stop
         assert learning.same(learning.weights_of(again.head_of), learning.weights_of(straight.head_of)), stop
+        assert again.outcome.tokens == straight.outcome.tokens
         assert (folder / "step-20" / checkpoint.OPTIMIZER).read_bytes() == last.read_bytes(), stop
 
 

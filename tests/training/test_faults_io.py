@@ -357,6 +357,19 @@ def test_errors_that_are_none_of_the_disk_s_stay_what_they_are(tmp_path: Path) -
         assert caught.value is error
 
 
+def test_the_first_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(number: int) -> Callable[..., Any]:
+        def call(*_: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    monkeypatch.setattr(os, "replace", fails(errno.ENOSPC))
+    monkeypatch.setattr(os, "unlink", fails(errno.EROFS))
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text(tmp_path / "t", "new")
+
+
 def test_a_file_system_without_fsync_of_folders_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, refused = os.fsync, []
 

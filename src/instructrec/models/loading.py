@@ -45,6 +45,8 @@ _IMPLEMENTATIONS = ("_attn_implementation", "attn_implementation", "_experts_imp
 _WEIGHTS, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 _MAX_HEADER = 16 << 20  # bytes of a JSON text; a tensor takes about a hundred
 _LFS = b"version "  # how the text starts that Git leaves where a large file was not fetched
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_WIDTHS = ("vocab_size", "hidden_size", "intermediate_size", "n_embd", "n_inner", "head_dim")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -76,9 +78,20 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"model: {folder}: no safetensors weights" + (f" (found {found[0]}, refused)" if found else "")
         )
-    for file in _weight_files(folder):
-        tensor_types(file)
+    files = _weight_files(folder)
+    tensors = sum(len(tensor_types(file)) for file in files)
+    _check_sizes(config_file, config, tensors, sum(file.stat().st_size for file in files))
     return config
+
+
+def _check_sizes(config_file: Path, config: dict[str, Any], tensors: int, size: int) -> None:
+    """Raises InputError for sizes that the weights cannot have: the library would make room for them first."""
+    for key, value in _entries(config):
+        most = tensors if key in _LAYERS else size if key in _WIDTHS else None
+        if most is not None and isinstance(value, int) and value > most:
+            raise InputError(
+                f"{config_file}: {key}: more than the weights can have (got {value:,}, want at most {most:,})"
+            )
 
 
 def check_numbers(model: Any, folder: Path) -> None:

@@ -295,6 +295,21 @@ class Renderer:
             return list(ids[len(anchor) :])
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What the template is told besides the turns."""
+        return dict(self._variant)
+
+    @property
+    def lead(self) -> str:
+        """Text that stands before every answer and that the template does not put there itself."""
+        return self._lead
+
+    @property
+    def adds_bos(self) -> bool:
+        """True where the tokenizer's BOS is put before the template's text."""
+        return bool(self._bos)
+
     # -- keeping ------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:

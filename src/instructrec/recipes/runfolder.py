@@ -171,7 +171,7 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError):
                 kept.append(json.loads(line))
         return kept

@@ -1,0 +1,1 @@
+"""Handing a tuned model to other programs."""

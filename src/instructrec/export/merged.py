@@ -1,0 +1,130 @@
+"""`instructrec export`: a tuned model as an ordinary model folder that any engine with chat templates can serve.
+
+The adapter is merged into the weights, and a reading plan that is one causal pass over [x; ..; x; a] becomes a chat
+template that writes x several times. Both are checked before the folder is there: prompts have the ids that the run
+was tuned with, and right answers the likelihood that the adapter gives them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import console
+from ..config import ExportSettings
+from ..data.records import Record
+from ..errors import InputError
+from ..files import new_directory, read_json
+from ..inference.loading import Loaded, open_target
+from ..models.reading import ReadingPlan, cut, repeat
+from ..prompts.template import Renderer
+from ..training.loss import row_losses
+
+PROBES = 100
+_TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # nats a token, on average over the probe rows
+
+
+def export_run(target: str, out: str, settings: ExportSettings) -> Path:
+    """Merge the run folder `target` into an ordinary model at `out`.
+
+    Raises InputError where that can't be had: a plan that no engine reads by, a method that can't be merged, a prompt
+    that can't be written as a chat template.
+    """
+    folder = Path(out)
+    if folder.exists():
+        raise InputError(f"export: {out} is there already (want a new folder)")
+    loaded = open_target(target, precision=settings.precision, offline=settings.offline, strokes=settings.strokes)
+    if loaded.method is None or loaded.folder is None:
+        raise InputError(f"export: {target} is not a run folder")
+    if not loaded.method.mergeable:
+        raise InputError(f"export: method '{loaded.method.name}' has nothing to merge: {target} is a model folder")
+    plan = ReadingPlan.from_json(loaded.renderer.reading, target)
+    if not plan.one_pass(loaded.strokes):
+        raise InputError(
+            f"export: no other program reads by this plan (read {plan.describe()}); want tuned, shared, causal, "
+            "concat, memory=all and no slots, or --strokes 1"
+        )
+    source = chat_template(loaded.renderer, loaded.strokes)
+    rows = [Record.of(one["instruction"], one["output"], input=one["input"]) for one in _examples(loaded)]
+    tokenizer = loaded.backbone.tokenizer
+    _check_prompts(tokenizer, source, loaded, rows)
+    tokenizer.chat_template = source
+    rendered = [loaded.renderer.render(record) for record in rows]
+    how = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 4096}
+    before = row_losses(loaded.model, rendered, **how)
+    merged = loaded.method.merge(loaded.decoder)
+    if loaded.precision == "bf16":
+        merged = merged.bfloat16()
+    after = row_losses(merged, [repeat(row, loaded.strokes) for row in rendered], **how)
+    tokens = sum(count for _, count in after)
+    apart = sum(abs(a - b) for (a, _), (b, _) in zip(before, after, strict=True)) / max(1, tokens)
+    if not apart <= _TOLERANCE[loaded.precision]:
+        raise InputError(f"export: the merged model differs ({apart:.2g} nats a token); try --precision fp32")
+    with new_directory(folder) as temporary:
+        merged.config._attn_implementation = "sdpa"  # ours is known here only
+        merged.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    console.say(f"{folder}: checked on {len(rows)} rows, {apart:.1g} nats a token from the adapter")
+    return folder
+
+
+def chat_template(renderer: Renderer, strokes: int) -> str:
+    """Jinja text that asks as `renderer` does and writes the instruction `strokes` times.
+
+    It is rendered without and with the header of the answer; the header is what the second has more.
+    """
+    parts = [f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in renderer.variant.items()]
+    if not renderer.own:  # templates of ours know an instruction and its input apart
+        parts.append(
+            "{%- set ns = namespace(all=[]) -%}{%- for m in messages -%}"
+            "{%- set ns.all = ns.all + [{'role': m.role, 'content': m.content, "
+            "'instruction': m.instruction if m.instruction is defined else m.content, "
+            "'input': m.input if m.input is defined else ''}] -%}"
+            "{%- endfor -%}{%- set messages = ns.all -%}"
+        )
+    if renderer.system:
+        system = json.dumps(renderer.system, ensure_ascii=False)
+        parts.append(
+            "{%- if messages[0].role != 'system' -%}{%- set messages = [{'role': 'system', 'content': "
+            f"{system}}}] + messages -%}}{{%- endif -%}}"
+        )
+    # '' on both sides: a line end next to a block would be taken for the block's own.
+    inner = f"{{{{ '' }}}}{renderer.source}{{{{ '' }}}}"
+    parts.append("{%- set asked = add_generation_prompt -%}")
+    parts.append(f"{{%- set add_generation_prompt = false -%}}{{% set once %}}{inner}{{% endset %}}")
+    parts.append(f"{{%- set add_generation_prompt = true -%}}{{% set whole %}}{inner}{{% endset %}}")
+    bos = "bos_token ~ " if renderer.adds_bos else ""
+    lead = f" ~ {json.dumps(renderer.lead, ensure_ascii=False)}" if renderer.lead else ""
+    again = " ~ ".join([f"{bos}once"] * strokes)
+    header = "whole[once | length:]"
+    return "".join(parts) + f"{{{{- ({again} ~ {header}{lead}) if asked else ({bos}once) -}}}}"
+
+
+def _examples(loaded: Loaded) -> list[dict[str, Any]]:
+    """Rows that the run was tuned on, as it keeps some to show."""
+    file = (loaded.folder or Path()) / "examples.json"
+    if not file.is_file():
+        raise InputError(f"{file}: missing: without rows the exported model could not be checked")
+    return list(read_json(file))[:PROBES]
+
+
+def _check_prompts(tokenizer: Any, source: str, loaded: Loaded, rows: Sequence[Record]) -> None:
+    """Raises InputError when the chat template would ask in other ids than the run was tuned with."""
+    for record in rows:
+        prompt = loaded.renderer.prompt(record)
+        if loaded.strokes > 1 and cut(prompt) < prompt.instruction_end:
+            raise InputError(
+                "export: this prompt template puts nothing between instruction and answer, so reading again can't be "
+                "written as a chat template (want --strokes 1)"
+            )
+        wanted = repeat(prompt, loaded.strokes).ids
+        turns = [
+            {"role": turn.role, "content": turn.content, "instruction": turn.text, "input": turn.input}
+            for turn in record.prompt.turns
+        ]
+        given = {"add_generation_prompt": True, "tokenize": False, "chat_template": source}
+        text = tokenizer.apply_chat_template(turns, **given)
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != wanted:
+            raise InputError("export: this prompt can't be written as a chat template (its ids would differ)")
