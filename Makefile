@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check results bench-reading bench-rereading docs clean
+.PHONY: demo test torture check results bench-reading bench-rereading bench-cost docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -40,6 +40,10 @@ results: $(VENV)/.dev
 # Ways of reading compared, hours on two cores (SIZE=tiny: a minute, SIZE=gpu: see bench/reading.py).
 bench-reading: $(VENV)/.dev
 	$(BIN)/python bench/reading.py --size $(or $(SIZE),cpu)
+
+# What reading again costs: about ten minutes on two quiet cores.
+bench-cost: $(VENV)/.dev
+	$(BIN)/python bench/cost.py
 
 # What reading again does to untuned models; both need ../shared/data.
 bench-rereading: $(VENV)/.dev

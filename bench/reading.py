@@ -311,8 +311,6 @@ def measure(job: Job, files: dict[str, Path], folder: Path) -> tuple[dict[str, A
         }
         if part in CLEAN:
             sets[part]["exact"] = exact(loaded, records, rendered)
-    del loaded
-    gc.collect()
     return sets, str(own)
 
 

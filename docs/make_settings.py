@@ -14,7 +14,12 @@ from instructrec import cli, config
 from instructrec.settings import Leaf, leaves_of, shown
 
 PAGE = Path(__file__).with_name("settings.md")
-PLAIN = {"TuneSettings": "tune", "EvaluateSettings": "evaluate", "AnswerSettings": "run"}  # where a class is listed
+PLAIN = {  # where a class is listed
+    "TuneSettings": "tune",
+    "EvaluateSettings": "evaluate",
+    "AnswerSettings": "run",
+    "ExportSettings": "export",
+}
 HEAD = """\
 # Every command and every option
 

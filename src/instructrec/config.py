@@ -7,6 +7,7 @@ A class's `group` is the title under which its fields stand in the help of the c
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
@@ -94,7 +95,9 @@ class ReadingSettings(Settings):
     """How often and how an instruction is read (docs/rrtransformer.md)."""
 
     group: ClassVar[str] = "Reading (RRTransformer)"
-    strokes: str = Field("1", description="how often an instruction is read: 2, or several to draw from: 1,2,3")
+    strokes: Annotated[str, "a number such as 2, or several such as 1,2,3"] = Field(
+        "1", description="how often an instruction is read, or several numbers of which one is drawn for each step"
+    )
     prior: Literal["tuned", "frozen"] = Field("tuned", description="weights of the first reading; frozen: untuned")
     stroke_adapters: Literal["shared", "separate"] = Field(
         "shared", description="one adapter for all readings, or one each"
@@ -114,12 +117,11 @@ class ReadingSettings(Settings):
     @field_validator("strokes", mode="before")
     @classmethod
     def _strokes_as_text(cls, value: Any) -> Any:
-        numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-        if isinstance(value, (int, list, tuple)):
-            return ",".join(map(str, numbers))
-        if isinstance(value, str) and not all(part.strip().isdigit() for part in value.split(",")):
+        parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        texts = [str(part).strip() for part in parts]
+        if not texts or not all(re.fullmatch("[0-9]{1,4}", text) for text in texts):
             raise ValueError("want a number such as 2, or several such as 1,2,3")
-        return value
+        return ",".join(str(int(text)) for text in texts)  # one spelling: a resumed run compares it
 
 
 class PromptSettings(TemplateSettings):

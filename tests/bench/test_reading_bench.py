@@ -36,17 +36,24 @@ def results(build: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of size tiny."""
+    return reading_data.tiny_model(tmp_path_factory.mktemp("model") / "tiny-model", reading_data.generated())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """The build folder of one call that ran every arm."""
     build = tmp_path_factory.mktemp("bench")
+    shutil.copytree(tiny_model, build / "tiny-model")
     assert run(build) == 0
     return build
 
 
 @pytest.fixture
-def build(tmp_path: Path, finished: Path) -> Path:
-    """Another build folder with the same tiny model."""
-    shutil.copytree(finished / "tiny-model", tmp_path / "build" / "tiny-model")
+def build(tmp_path: Path, tiny_model: Path) -> Path:
+    """A build folder with nothing but the model."""
+    shutil.copytree(tiny_model, tmp_path / "build" / "tiny-model")
     return tmp_path / "build"
 
 
@@ -85,7 +92,7 @@ def test_no_text_of_a_row_is_in_a_result(finished: Path) -> None:
         assert not [text for text in texts if text in file.read_text()]
 
 
-def test_a_plan_changes_neither_rows_nor_order_of_a_step(finished: Path) -> None:
+def test_a_plan_changes_neither_rows_nor_order_of_a_step() -> None:
     import learning
     import tiny
     from instructrec.models.reading import ReadingPlan
@@ -178,13 +185,12 @@ def test_when_the_time_is_up_the_next_call_goes_on(build: Path, monkeypatch: pyt
     assert list(results(build)) == ["single-s0"]
 
 
-def test_every_arm_tries_the_same_rates_and_the_first_seed_decides(build: Path) -> None:
-    assert run(build, "--arms", "single,repeat", "--rates", "1e-4,1e-2", "--seeds", "0,1") == 0
+def test_rates_are_tried_on_the_first_seed_which_decides(build: Path) -> None:
+    assert run(build, "--arms", "single", "--rates", "1e-4,1e-2", "--seeds", "0,1") == 0
     found = results(build)
-    wanted = {f"{arm}-s0-lr{rate}" for arm in ("single", "repeat") for rate in ("0.0001", "0.01")}
-    best = {arm: min((reading_page.watched(found[name]), name) for name in wanted if name.startswith(arm))[1]
-            for arm in ("single", "repeat")}  # fmt: skip
-    assert set(found) == wanted | {name.replace("-s0-", "-s1-") for name in best.values()}
+    wanted = ("single-s0-lr0.0001", "single-s0-lr0.01")
+    best = min(wanted, key=lambda name: reading_page.watched(found[name]))
+    assert set(found) == {*wanted, best.replace("-s0-", "-s1-")}
     page = (build / "results.md").read_text()
     assert "Learning rate, by loss on rows for choosing" in page and "| single (2) |" in page
 
@@ -310,15 +316,16 @@ def test_the_page_comes_from_the_files_alone(finished: Path, tmp_path: Path) -> 
 # -- reading again without tuning -------------------------------------------------------------------------------------
 
 
-def test_one_pass_gives_the_loss_after_every_reading(finished: Path) -> None:
+def test_one_pass_gives_the_loss_after_every_reading(tiny_model: Path) -> None:
     from instructrec.data.readers import read
     from instructrec.inference.loading import open_target
     from instructrec.models.reading import Reading, ReadingPlan
     from instructrec.training.loss import row_losses
 
-    loaded = open_target(str(finished / "tiny-model"), precision="fp32")
-    records = read(finished / "data" / "tiny" / "s0" / "train.jsonl")
-    rows = [loaded.renderer.render(record) for record in records][:7]
+    loaded = open_target(str(tiny_model), precision="fp32")
+    chosen = [list(example.values())[0] for rows in reading_data.generated().tasks.values() for example in rows[:2]]
+    rows = [loaded.renderer.render(record) for record in read(chosen)]
+    assert len({len(row.ids) for row in rows}) > 3
     model = Reading(loaded.model, ReadingPlan(strokes=(2,))).eval()
     options = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 400}
     found = rereading.losses_by_reading(model, rows, 4, **options)
@@ -330,7 +337,7 @@ def test_one_pass_gives_the_loss_after_every_reading(finished: Path) -> None:
 
 
 def test_rereading_from_rows_to_page(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     rows = [
         {"instruction": f"Write word {number} of the input", "input": "order lamp", "output": "lamp"}
@@ -338,7 +345,7 @@ def test_rereading_from_rows_to_page(
     ]
     rows[4]["input"] = "order " * 400  # too long
     reading_data.write_jsonl(tmp_path / "shared" / "seed_tasks" / "seed_tasks.jsonl", rows)
-    model = str(finished / "tiny-model")
+    model = str(tiny_model)
     call = ["--models", model, "--sets", "seed_tasks", "--rows", "300", "--data", str(tmp_path / "shared")]
     call += ["--results", str(tmp_path / "rereading")]
     monkeypatch.setattr(rereading, "SINK_MODEL", model)

@@ -23,6 +23,7 @@ from reading_cases import (
     row,
     separate_models,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tiny
 from instructrec.errors import InputError
@@ -133,14 +134,20 @@ def test_untouched_weights_read_as_the_untuned_backbone(kind: str) -> None:
 
 
 def test_untuned_is_the_backbone_by_the_same_plan(kind: str) -> None:
-    for plan in (ReadingPlan(strokes=(2,)), ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional")):
-        made = reading(kind, plan)
+    """Without gates, slots (their positions stay free) and adapters of any stroke; and everything is back afterwards."""
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"strokes": (2,)}, {"strokes": (2,)}),
+        ({"strokes": (2,), "mix": "gated", "direction": "bidirectional"}, {}),
+        ({"strokes": (2,), "stroke_adapters": "separate"}, {"strokes": (2,)}),
+        ({"strokes": (2,), "prior": "frozen", "slots": 3}, {"strokes": (2,), "slots": 3}),
+    ]
+    for values, untuned in cases:
+        made = reading(kind, ReadingPlan(**values))
         tuned = read_rows(made, ROWS)[0]
         with made.untuned(methods.get("lora").disabled):
             got = read_rows(made, ROWS)[0]
-        untuned = {"": plainly(tiny.model(kind))}
-        how = plan if plan.mix == "concat" else ReadingPlan()
-        close(got, torch.cat([Slow(kind, how, untuned).logits(one, how.most) for one in ROWS]))
+        slow = Slow(kind, ReadingPlan(**untuned), {"": plainly(tiny.model(kind))})
+        close(got, torch.cat([slow.logits(one, slow.plan.most) for one in ROWS]), values)
         close(read_rows(made, ROWS)[0], tuned)
         assert float((got - tuned).abs().max()) > 1e-2
 
@@ -403,6 +410,26 @@ def test_a_family_that_cannot_is_refused_and_left_as_it_was(name: str) -> None:
     assert str(caught.value) == f"strokes: {message}"
     assert model.config._attn_implementation == attention
     assert torch.equal(model(input_ids=torch.tensor([[5, 6, 7]])).logits, before)
+
+
+def test_an_attention_of_the_models_own_is_noticed() -> None:
+    """A function that does more than the library's: found by reading once with it and once with ours."""
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def louder(*given: Any, **more: Any) -> Any:
+        out, shares = sdpa(*given, **more)
+        return 2 * out, shares
+
+    transformers.AttentionInterface.register("louder", louder)
+    model = tiny.model("llama")
+    model.set_attn_implementation("louder")
+    with pytest.raises(InputError) as caught:
+        Reading(model, ReadingPlan(strokes=(2,)))
+    assert str(caught.value) == (
+        "strokes: this model does not read the same with a memory (layers that share keys, or another state than keys "
+        f"and values); {ONCE}"
+    )
+    assert model.config._attn_implementation == "louder"
 
 
 OTHERS: dict[str, dict[str, Any]] = {

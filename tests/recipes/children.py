@@ -15,6 +15,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+PATIENCE = 240  # seconds; a busy machine can be slow
 BEGUN = "a step has begun"  # printed by the child
 
 _server = multiprocessing.get_context("forkserver")
@@ -24,7 +25,7 @@ _server.set_forkserver_preload(["instructrec.recipes.tune", "accelerate", "peft"
 def start(arguments: list[str], printed: Path, slow: float = 0.0, kill_at_sync: int = 0) -> BaseProcess:
     """Run `instructrec` with these arguments in a child; what it prints goes to a file.
 
-    slow: seconds that each step is made to last.  kill_at_sync: SIGKILL comes instead of this fsync, counted from 1.
+    slow: seconds that each step after the fifth is made to last.  kill_at_sync: SIGKILL comes instead of this fsync, counted from 1.
     """
     process = _server.Process(target=_main, args=(arguments, str(printed), slow, kill_at_sync), daemon=True)
     process.start()
@@ -32,8 +33,8 @@ def start(arguments: list[str], printed: Path, slow: float = 0.0, kill_at_sync: 
 
 
 def wait_for(condition: Callable[[], bool], process: BaseProcess) -> None:
-    """Wait until something is the case; fails after a minute, or when the child has ended before."""
-    end = time.monotonic() + 60
+    """Wait until something is the case; fails when it takes too long, or when the child has ended before."""
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end and process.is_alive(), "the child has not come so far"
         time.sleep(0.005)
@@ -41,7 +42,7 @@ def wait_for(condition: Callable[[], bool], process: BaseProcess) -> None:
 
 def ended(process: BaseProcess) -> int:
     """The exit code of a child, -9 for one that was killed."""
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode is not None, "the child does not end"
     return process.exitcode
 
@@ -58,7 +59,7 @@ def _main(arguments: list[str], printed: str, slow: float, kill_at_sync: int) ->
 
     def slowly(self: loop.Training, number: int) -> dict[str, object]:
         print(BEGUN, flush=True)
-        time.sleep(slow)
+        time.sleep(slow if number >= 5 else 0)
         return step(self, number)
 
     def killing(descriptor: int) -> None:

@@ -320,9 +320,9 @@ def said(run: Callable[[], Any]) -> str:
 
 def test_a_second_process_is_told_of_the_first(base: Path, table: Path, tmp_path: Path, capsys: Any) -> None:
     run, printed = tmp_path / "run", tmp_path / "printed"
-    words = "--precision fp32 --threads 1 --no-tensorboard --max-steps 4 --save-steps 1".split()
+    words = "--precision fp32 --threads 1 --no-tensorboard --epochs 2 --batch-rows 4 --save-steps 1".split()
     command = ["tune", str(table), "--model", str(base), "--out", str(run), *words]
-    process = start(command, printed, slow=0.5)
+    process = start(command, printed, slow=900)
     wait_for(lambda: checkpoint.checkpoints(run / "checkpoints") != [], process)
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "metrics.jsonl"}
     want = f"out: {run} is in use by process {process.pid}; wait for it to end, or choose another --out"

@@ -127,7 +127,7 @@ def test_a_process_that_gets_a_signal(
     base: Path, table: Path, tmp_path: Path, quick: Any, straight: Any, number: int, code: int
 ) -> None:
     run, printed, name = tmp_path / "run", tmp_path / "printed", signal.Signals(number).name
-    process = start(command(base, table, run), printed, slow=0.05)
+    process = start(command(base, table, run), printed, slow=0.3)
     wait_for(lambda: steps_logged(run) >= 5, process)
     os.kill(process.pid or 0, number)
     assert ended(process) == code
@@ -135,7 +135,7 @@ def test_a_process_that_gets_a_signal(
     text = f"stopped by {name}; step {at} of 22 is in {run / 'checkpoints'}, go on with --resume"
     assert printed.read_text(encoding="utf-8").splitlines()[-1] == text and 5 <= at < STEPS
     printed = tmp_path / "printed-2"
-    process = start(command(base, table, run, "--resume"), printed, slow=30)
+    process = start(command(base, table, run, "--resume"), printed, slow=900)
     wait_for(lambda: printed.is_file() and BEGUN in printed.read_text(encoding="utf-8"), process)
     os.kill(process.pid or 0, number)
     wait_for(lambda: "stopping after this step" in printed.read_text(encoding="utf-8"), process)

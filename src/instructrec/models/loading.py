@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,11 +22,13 @@ from ..files import read_json
 BROKEN = (
     OSError,
     ValueError,
-    KeyError,
+    LookupError,
+    ArithmeticError,
     RuntimeError,
     TypeError,
     AttributeError,
     ImportError,
+    struct.error,  # a GGUF file that is cut short
     SafetensorError,
     StrictDataclassError,
 )
