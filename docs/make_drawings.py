@@ -24,16 +24,18 @@ text { font-family: system-ui, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK S
 sans-serif; font-size: 15px; fill: #1d2530; }
 .small { font-size: 13px; fill: #4c5766; } .head { font-weight: 600; } .word { font-size: 16px; }
 .page { fill: #ffffff; stroke: #d5dae1; } .line { fill: none; stroke: #4c5766; stroke-width: 1.6; }
-.tip { fill: #4c5766; } .one { fill: #cfe3f7; stroke: #2f6ea8; } .two { fill: #cdeadf; stroke: #00806a; }
-.say { fill: #f9dfc4; stroke: #c25e00; } .slot { fill: #e4d8f2; stroke: #7146a6; } .none { fill: #f1f3f5; }
+.tip { fill: #4c5766; } .one { fill: #b5d4f3; stroke: #2f6ea8; } .two { fill: #a9dfcb; stroke: #00806a; }
+.say { fill: #f7cb9b; stroke: #c25e00; } .slot { fill: #d3bdec; stroke: #7146a6; } .none { fill: #f1f3f5; }
 .see { fill: none; stroke: #c25e00; stroke-width: 2.2; } .mark { stroke-width: 3; } .cell { stroke: #ffffff; }
 @media (prefers-color-scheme: dark) {
 text { fill: #e8ebef; } .small { fill: #b4bdc9; } .page { fill: #161b22; stroke: #39424e; }
 .line { stroke: #b4bdc9; } .tip { fill: #b4bdc9; } .one { fill: #1d4468; stroke: #7db4e6; }
-.two { fill: #0e4d40; stroke: #4fc4a8; } .say { fill: #6b3a0c; stroke: #f0a356; } .slot { fill: #43296a; stroke: #b793e6; }
-.none { fill: #262d36; } .see { stroke: #f0a356; } .cell { stroke: #161b22; } }
+.two { fill: #0e4d40; stroke: #4fc4a8; } .say { fill: #6b3a0c; stroke: #f0a356; }
+.slot { fill: #43296a; stroke: #b793e6; } .none { fill: #262d36; } .see { stroke: #f0a356; }
+.cell { stroke: #161b22; } }
 </style>
-<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="12" markerHeight="12"
+markerUnits="userSpaceOnUse" orient="auto">
 <path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>"""
 
 ENGLISH = {
@@ -55,7 +57,7 @@ ENGLISH = {
     "all": "memory=all",
     "sink": "memory=sink+last",
     "both": "direction=bidirectional",
-    "gated": "mix=gated",
+    "gated": "mix=gated, bidirectional",
     "slots": "slots=2",
     "window": "a layer with a window of 4",
     "key one": "of stroke 1",
@@ -65,25 +67,25 @@ ENGLISH = {
     "key none": "not seen",
 }
 CHINESE = {
-    "words": "罗马|和巴黎,|哪一个|在意大利?",
+    "words": "罗马|和巴黎，|哪一个|在意大利？",
     "answer": "罗马",
-    "header": "回答:",
+    "header": "回答：",
     "one": "第 1 遍",
     "two": "第 2 遍",
     "say": "回答",
     "sees": "第 2 遍的“罗马”看得到第 1 遍的全部内容",
     "back": "回到开头",
     "one note": "读到“罗马”时还不知道问题",
-    "two note": "同样的权重,能看到 M₁",
+    "two note": "同样的权重，能看到 M₁",
     "say note": "每步一个词元",
-    "memory one": "记忆 M₁:第 1 遍的键和值",
+    "memory one": "记忆 M₁：第 1 遍的键和值",
     "memory two": "记忆 M₂ = M₁ ⊕ 第 2 遍的键和值",
-    "title": "指令 x 读两遍,然后回答",
-    "plans": "谁看得到谁:每一行是一个在看的词元,每一列是一个被看的词元",
+    "title": "指令 x 读两遍，然后回答",
+    "plans": "谁看得到谁：每一行是一个在看的词元，每一列是一个被看的词元",
     "all": "memory=all",
     "sink": "memory=sink+last",
     "both": "direction=bidirectional",
-    "gated": "mix=gated",
+    "gated": "mix=gated, bidirectional",
     "slots": "slots=2",
     "window": "窗口为 4 的层",
     "key one": "属于第 1 遍",
@@ -111,7 +113,8 @@ def curve(path: str, kind: str = "line") -> str:
 
 def framed(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     """A whole SVG file; the page behind it keeps it readable on any ground."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
     page = box(0.5, 0.5, width - 1, height - 1, "page", 8)
     return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, page, *parts, "</svg>", ""])
 
@@ -120,16 +123,16 @@ def strokes(words: Mapping[str, str]) -> str:
     """Two strokes over x, the memory that is handed on, and the answer."""
     parts = [text(480, 34, words["title"], "head"), text(254, 66, words["sees"], "small")]
     tokens = words["words"].split("|")
-    wide, gap, y, high, bar = 84, 6, 146, 38, 296.0
+    wide, gap, y, high, bar = 84, 6, 146, 38, 296
     starts = {"one": 24.0, "two": 400.0}
-    middle = {"one": 201.0, "two": 577.0, "say": 858.0}
+    middle = {"one": 201.0, "two": 577.0, "say": 856.0}
     for kind, start in starts.items():
         for place, token in enumerate(tokens):
             x = start + place * (wide + gap)
             parts += [box(x, y, wide, high, f"{kind} mark" if place == 0 else kind)]
             parts += [text(x + wide / 2, y + 25, token, "word")]
-    for place, token in enumerate((words["header"], words["answer"])):
-        parts += [box(782 + place * 80, y, 72, high, "say"), text(818 + place * 80, y + 25, token, "word")]
+    parts += [box(774, y, 84, high, "say"), text(816, y + 25, words["header"], "word")]
+    parts += [box(866, y, 72, high, "say"), text(902, y + 25, words["answer"], "word")]
     for kind, centre in middle.items():
         parts += [text(centre, y + 64, words[kind], "head"), text(centre, y + 86, words[f"{kind} note"], "small")]
     for place in range(len(tokens)):  # what the first word of stroke 2 sees of stroke 1
@@ -142,7 +145,7 @@ def strokes(words: Mapping[str, str]) -> str:
     parts += [box(24, bar + 84, 730, 40, "two"), text(389, bar + 109, words["memory two"])]
     parts += [curve(f"M201 {y + 96}V{bar - 5}"), curve(f"M378 {bar + 20}H540V{y + 98}")]
     parts += [curve(f"M201 {bar + 40}V{bar + 79}"), curve(f"M614 {y + 96}V{bar + 79}")]
-    parts += [curve(f"M754 {bar + 104}H858V{y + 98}")]
+    parts += [curve(f"M754 {bar + 104}H856V{y + 98}")]
     return framed(960, 440, words["title"], parts)
 
 
@@ -150,9 +153,9 @@ def tags(plan: ReadingPlan, size: int, answer: int) -> Tags:
     """One row of two strokes over `size` tokens and `answer` tokens after them, [1, T]."""
     gated = plan.mix == "gated"
     rows = [(place, 0, False) for place in range(plan.slots)]
-    for stroke in (1, 2):
-        first = plan.slots + (0 if gated else (stroke - 1) * size)
-        rows += [(first + place, stroke, False) for place in range(size)]
+    for number in (1, 2):
+        first = plan.slots + (0 if gated else (number - 1) * size)
+        rows += [(first + place, number, False) for place in range(size)]
     first = plan.slots + (1 if gated else 2) * size
     rows += [(first + place, 2, True) for place in range(answer)]
     position, stroke, asked = (torch.tensor([column]) for column in zip(*rows, strict=True))

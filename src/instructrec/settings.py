@@ -225,8 +225,8 @@ def _unwrap(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, bool, list[A
 
 def _want(base: Any, limits: Sequence[Any]) -> str:
     """The allowed values in words: those that stand beside the type, where there are any."""
-    if words := [limit for limit in limits if isinstance(limit, str)]:
-        return words[0]
+    if given := [limit for limit in limits if isinstance(limit, str)]:
+        return given[0]
     if isinstance(base, tuple):
         texts = [shown(choice) for choice in base]
         return ", ".join(texts[:-1]) + f" or {texts[-1]}"

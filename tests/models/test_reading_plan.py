@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -219,8 +220,8 @@ def tags_of(tokens: list[Token], valid: list[bool]) -> Tags:
 @pytest.mark.parametrize("window", [None, 5])
 def test_who_sees_whom_token_by_token(window: int | None) -> None:
     draw, checked = random.Random(0), 0
-    for plan in plans():
-        tokens = tokens_of(plan, size=6, answer=3)
+    for plan, size in itertools.product(plans(), (6, 2)):
+        tokens = tokens_of(plan, size, answer=3)
         draw.shuffle(tokens)  # what a token is decides, not where it stands
         valid = [draw.random() < 0.8 for _ in tokens]
         queries = [token for token in tokens if token.kind != "slot"]

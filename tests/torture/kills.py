@@ -44,8 +44,9 @@ def restored(folder: Path) -> tuple[Any, Any, int]:
 
 
 def work(folder: Path, say: int) -> None:
-    """Train and save without end; each step that is safe is said to the parent."""
+    """Train and save without end; the start, and each step that is safe, is said to the parent."""
     model, optimizer, step = restored(folder)
+    os.write(say, b"0\n")
     while True:
         model(torch.ones(1, 128)).square().sum().backward()
         optimizer.step()
@@ -74,10 +75,11 @@ def kill_once(folder: Path, seconds: float) -> dict[str, Any]:
         finally:
             os._exit(1)  # only ever reached by an error
     os.close(say)
+    started = os.read(hear, 2)  # so that a slow machine gets as far as a fast one
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the child ended by itself"
+    assert started and os.WIFSIGNALED(status), "the child ended by itself"
     with os.fdopen(hear, encoding="ascii") as handle:
         safe = [int(line) for line in handle.read().split("\n")[:-1]]
     left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))

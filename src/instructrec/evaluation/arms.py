@@ -108,7 +108,8 @@ class Bench:
             return Asked({}, {}, 0), problems
         longest = max(map(_answer_length, plain))
         budget = max_new_tokens or longest + max(8, longest // 4)
-        problems = [self._too_long(row, budget) for row in plain if not self._fits(row, budget)]
+        again = bool({"reread", "tuned"} & {*arms})  # the other arms read once
+        problems = [self._too_long(row, budget, again) for row in plain if not self._fits(row, budget, again)]
         if problems:
             return Asked({}, {}, budget), problems
         rows = {arm: plain for arm in arms}
@@ -140,23 +141,27 @@ class Bench:
         chosen = pick_shots(record, self.pool, self.shots, self.seed)
         while chosen:
             row = _answer_only(self.loaded.renderer.render(with_shots(record, chosen)))
-            if self._fits(row, budget):
+            if self._fits(row, budget, again=False):
                 return row, len(chosen)
             chosen = chosen[1:]
         return plain, 0
 
-    def _fits(self, row: Rendered, budget: int) -> bool:
-        """Whether the model can hold the prompt with a generated answer, and with the right one."""
-        return self.loaded.positions(row) + max(budget, _answer_length(row)) <= self.loaded.backbone.max_positions
+    def _size(self, row: Rendered, again: bool) -> int:
+        """Positions that a prompt takes. again: read by the plan, else once."""
+        return self.loaded.positions(row) if again else row.prompt_end
 
-    def _too_long(self, row: Rendered, budget: int) -> Problem:
-        limit, right, size = self.loaded.backbone.max_positions, _answer_length(row), self.loaded.positions(row)
-        again = f" (read {self.loaded.strokes} times)" if self.loaded.strokes > 1 else ""
-        if size + right > limit:  # no setting can help
-            reason = f"{size:,} tokens{again} and a right answer of {right:,} are more than this model can hold"
-            advice = "leave the row out"
+    def _fits(self, row: Rendered, budget: int, again: bool) -> bool:
+        """Whether the model can hold the prompt with a generated answer, and with the right one."""
+        return self._size(row, again) + max(budget, _answer_length(row)) <= self.loaded.backbone.max_positions
+
+    def _too_long(self, row: Rendered, budget: int, again: bool) -> Problem:
+        limit, right, size = self.loaded.backbone.max_positions, _answer_length(row), self._size(row, again)
+        times = f" (read {self.loaded.strokes} times)" if again and self.loaded.strokes > 1 else ""
+        if size + right > limit:
+            reason = f"{size:,} tokens{times} and a right answer of {right:,} are more than this model can hold"
+            advice = "lower --strokes, or leave the row out" if times else "leave the row out"
         else:
-            reason = f"{size:,} tokens{again} and an answer of up to {budget:,} are more than this model can hold"
+            reason = f"{size:,} tokens{times} and an answer of up to {budget:,} are more than this model can hold"
             advice = f"set --max-new-tokens to {limit - size:,} or less"
         return Problem(row.origin.file, row.origin.line, "length", f"{reason} ({limit:,}); {advice}")
 

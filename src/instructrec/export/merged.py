@@ -16,8 +16,8 @@ from .. import console
 from ..config import ExportSettings
 from ..data.records import Record
 from ..errors import InputError
-from ..files import new_directory, read_json
-from ..inference.loading import Loaded, open_target
+from ..files import disk_faults, new_directory, read_json
+from ..inference.loading import Loaded, is_run, open_target
 from ..models.reading import ReadingPlan, cut, repeat
 from ..prompts.template import Renderer
 from ..training.loss import row_losses
@@ -35,9 +35,10 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
     folder = Path(out)
     if folder.exists():
         raise InputError(f"export: {out} is there already (want a new folder)")
+    if not is_run(target):
+        raise InputError(f"export: {target} is not the folder of a finished run")
     loaded = open_target(target, precision=settings.precision, offline=settings.offline, strokes=settings.strokes)
-    if loaded.method is None or loaded.folder is None:
-        raise InputError(f"export: {target} is not a run folder")
+    assert loaded.method is not None
     if not loaded.method.mergeable:
         raise InputError(f"export: method '{loaded.method.name}' has nothing to merge: {target} is a model folder")
     plan = ReadingPlan.from_json(loaded.renderer.reading, target)
@@ -62,7 +63,9 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
     apart = sum(abs(a - b) for (a, _), (b, _) in zip(before, after, strict=True)) / max(1, tokens)
     if not apart <= _TOLERANCE[loaded.precision]:
         raise InputError(f"export: the merged model differs ({apart:.2g} nats a token); try --precision fp32")
-    with new_directory(folder) as temporary:
+    # Elsewhere nobody knows which token ends a turn of this template, unless the model says so.
+    merged.generation_config.eos_token_id = loaded.stop_ids
+    with disk_faults(f"export: {out} could not be written"), new_directory(folder) as temporary:
         merged.config._attn_implementation = "sdpa"  # ours is known here only
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -73,7 +76,7 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
 def chat_template(renderer: Renderer, strokes: int) -> str:
     """Jinja text that asks as `renderer` does and writes the instruction `strokes` times.
 
-    It is rendered without and with the header of the answer; the header is what the second has more.
+    It is rendered without and with the header of the answer, which stands behind the last reading only.
     """
     parts = [f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in renderer.variant.items()]
     if not renderer.own:  # templates of ours know an instruction and its input apart
@@ -90,16 +93,17 @@ def chat_template(renderer: Renderer, strokes: int) -> str:
             "{%- if messages[0].role != 'system' -%}{%- set messages = [{'role': 'system', 'content': "
             f"{system}}}] + messages -%}}{{%- endif -%}}"
         )
-    # '' on both sides: a line end next to a block would be taken for the block's own.
-    inner = f"{{{{ '' }}}}{renderer.source}{{{{ '' }}}}"
+    # The template has to begin at the start of a line, as it does in its own file: blocks there take the spaces before
+    # them away. Jinja drops the first line end after a block and the last one of a file. '' at the end: a space next to
+    # a block would be taken for the block's own.
+    inner = "\n" + renderer.source.removesuffix("\n") + "{{ '' }}"
     parts.append("{%- set asked = add_generation_prompt -%}")
     parts.append(f"{{%- set add_generation_prompt = false -%}}{{% set once %}}{inner}{{% endset %}}")
     parts.append(f"{{%- set add_generation_prompt = true -%}}{{% set whole %}}{inner}{{% endset %}}")
     bos = "bos_token ~ " if renderer.adds_bos else ""
     lead = f" ~ {json.dumps(renderer.lead, ensure_ascii=False)}" if renderer.lead else ""
-    again = " ~ ".join([f"{bos}once"] * strokes)
-    header = "whole[once | length:]"
-    return "".join(parts) + f"{{{{- ({again} ~ {header}{lead}) if asked else ({bos}once) -}}}}"
+    again = " ~ ".join([f"{bos}once"] * (strokes - 1) + [f"{bos}whole{lead}"])
+    return "".join(parts) + f"{{{{- ({again}) if asked else ({bos}once) -}}}}"
 
 
 def _examples(loaded: Loaded) -> list[dict[str, Any]]:

@@ -53,10 +53,7 @@ class Loaded:
 
     def positions(self, prompt: Rendered) -> int:
         """Positions that a prompt takes before its answer begins."""
-        if not isinstance(self.model, Reading):
-            return prompt.prompt_end
-        end = cut(prompt)
-        return self.model.plan.last_position(end, prompt.prompt_end - end, self.strokes)
+        return positions(self.model, prompt)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -67,6 +64,14 @@ class Loaded:
         """The pretrained model reading once, for as long as the block lasts. Raises InputError where the method can't
         be undone."""
         return self.method.disabled(self.decoder) if self.method else nullcontext(self.decoder)
+
+
+def positions(model: Any, prompt: Rendered) -> int:
+    """Positions that a prompt takes before its answer begins, where `model` reads it."""
+    if not isinstance(model, Reading):
+        return prompt.prompt_end
+    end = cut(prompt)
+    return model.plan.last_position(end, prompt.prompt_end - end, model.strokes)
 
 
 def is_run(target: str) -> bool:
@@ -90,6 +95,8 @@ def open_target(
     strokes: how often an instruction is read; None for as often as in tuning, or once.
     A run brings its own prompt template: another one is refused, since the model was not tuned for it.
     """
+    if strokes is not None:
+        ReadingPlan().check_dial(strokes)  # before a model is loaded: the plan of a run may allow less
     dtype = backbones.compute_dtype(precision)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     if not is_run(target):
@@ -100,7 +107,6 @@ def open_target(
         base = backbones.load(target, dtype=dtype, offline=offline)
         model = base.model
         if strokes and strokes > 1:
-            ReadingPlan().check_dial(strokes)
             model = Reading(model, ReadingPlan(strokes=(strokes,))).eval()
         return Loaded(base, model, make_renderer(base.tokenizer, template, system), None, {}, None, precision)
     folder = Path(target)
@@ -122,14 +128,14 @@ def open_target(
         raise InputError(f"{folder}: no {PROMPT_FILE}: without it the model would be asked differently")
     renderer = Renderer.from_json(json_object(folder / PROMPT_FILE), base.tokenizer, str(folder / PROMPT_FILE))
     plan = ReadingPlan.from_json(renderer.reading, str(folder / PROMPT_FILE))
+    dial = strokes or plan.most
+    plan.check_dial(dial)
     with quiet():
         model = method.load(base.model, folder)
         for name in plan.adapters:
             method.load_more(model, folder, name)
         model = model.to(dtype).eval()
     asked = renderer.with_system(system) if system else renderer
-    dial = strokes or plan.most
-    plan.check_dial(dial)
     if plan.plain and dial == 1:
         return Loaded(base, model, asked, method, run, folder, precision)
     reading = Reading(model, plan, method.using).eval()

@@ -106,7 +106,7 @@ def _place(folder: Path) -> Iterator[None]:
 def _report(target: str, data: Data, settings: EvaluateSettings, command: str, folder: Path) -> Evaluation:
     import torch
 
-    started = time.time()
+    started = time.monotonic()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     suites = _suites(data, settings, folder)
@@ -121,11 +121,11 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
     )
     pool = _pool(loaded)
     arms, notes = choose_arms(settings.arms, loaded, pool)
+    for note in notes:
+        console.note(note)
     for note in loaded.notes:
         console.warn(note)
     notes += loaded.notes
-    for note in notes:
-        console.note(note)
     bench = Bench(loaded, pool, settings.shots, settings.seed, settings.batch_rows)
     asked = _ask(suites, bench, arms, settings.max_new_tokens)
     report = empty_report(loaded.run or _untuned(loaded, target), target) | {
@@ -141,7 +141,7 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
         entry["notes"] = notes + entry["notes"]
         report["suites"].append(entry)
         answers += samples
-    report["seconds"] = round(time.time() - started, 1)
+    report["seconds"] = round(time.monotonic() - started, 1)
     write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))
     page = write_report(report, folder)
     if loaded.folder and folder == loaded.folder:

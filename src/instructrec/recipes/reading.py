@@ -37,7 +37,7 @@ def one_answer_each(records: Sequence[Record]) -> list[Record]:
     cut_up: list[Record] = []
     for record in records:
         ends = [number for number, turn in enumerate(record.turns) if turn.role == "assistant" and turn.supervised]
-        if len(ends) < 2:
+        if ends in ([], [len(record.turns) - 1]):
             cut_up.append(record)
             continue
         for end in ends:
@@ -60,12 +60,14 @@ def check_positions(fitted: Fitted, plan: ReadingPlan, limit: int, on_long: str)
         if size <= limit:
             keep.append(place)
             continue
-        reason = f"{size:,} positions when read {plan.most} times ({plan.slots} slots), over the model's {limit:,}"
-        problems.append(Problem(row.origin.file, row.origin.line, "length", f"{reason}; lower --strokes"))
+        reason = f"{size:,} positions when read {plan.describe()}, over the model's {limit:,}"
+        lower = " or ".join(["--strokes"] * (plan.most > 1) + ["--slots"] * (plan.slots > 0))
+        advice = f"lower {lower}, or choose --on-long=drop"
+        problems.append(Problem(row.origin.file, row.origin.line, "length", f"{reason}; {advice}"))
     if problems and on_long != "drop":
         raise DataError(problems)
     if problems:
-        console.note(f"{len(problems)} rows dropped: more positions when read {plan.most} times than the model has")
+        console.note(f"{len(problems)} rows dropped: more positions when read {plan.describe()} than the model has")
     dropped = [fitted.kept[place] for place in range(len(fitted.kept)) if place not in set(keep)]
     return replace(
         fitted,

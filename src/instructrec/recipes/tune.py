@@ -107,10 +107,15 @@ class _Run:
         self.folder, self.settings, self.origins = folder, settings, origins
         self.method, self.rows, self.parts = method, rows, parts
         self.reading = plan_of(settings, method)
-        if self.reading.most > 1:
+        if not self.reading.plain:
             train = one_answer_each(parts.train)
             sets = {name: one_answer_each(records) for name, records in parts.sets.items()}
             self.parts = replace(parts, train=train, sets=sets)
+            before, now = (sum(one.sizes().values()) for one in (parts, self.parts))
+            if now != before:
+                account = f"Each answer of a conversation is a row of its own: {before:,} rows became {now:,}."
+                console.say(account)
+                self.parts = replace(self.parts, explanation=f"{parts.explanation} {account}")
         self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
         self.finished: TuneResult | None = None  # where there is nothing left to do
 
@@ -182,7 +187,7 @@ class _Run:
         from ..training import checkpoint
         from ..training.loop import Hooks, Training
 
-        started = time.time()
+        started = time.monotonic()
         settings, folder = self.settings, self.folder
         AcceleratorState._reset_state()  # it would hold a second run of this process to the precision of the first
         accelerator = Accelerator(
@@ -246,7 +251,7 @@ class _Run:
                 caught.exit_code,
             )
         best = monitor.best_step or outcome.steps
-        self._finish(best, outcome, monitor, time.time() - started)
+        self._finish(best, outcome, monitor, time.monotonic() - started)
         return TuneResult(folder.path, best, outcome.steps, outcome.stopped)
 
     def _write_weights(self, folder: Path) -> None:

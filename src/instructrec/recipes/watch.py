@@ -14,13 +14,16 @@ from ..config import TuneSettings
 from ..data.records import Record
 from ..data.splits import SEEN, UNSEEN, plan_held_out
 from ..errors import InputError, did_you_mean
-from ..inference.engine import Sampling, generate
+from ..inference.engine import Generation, Sampling, generate
+from ..inference.loading import positions
 from ..measures.metrics import METRICS, label_set, score
 from ..models.backbone import Backbone
+from ..models.reading import Reading
 from ..prompts.lengths import fit
 from ..prompts.template import Rendered, Renderer
 from ..training.loss import mean_loss, row_losses
 from ..training.monitor import Monitor
+from .reading import check_positions
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,13 @@ class Watcher:
             order = np.random.default_rng(settings.seed).permutation(len(records))[: settings.eval_rows]
             chosen = [records[place] for place in sorted(order)]
             fitted = fit(chosen, renderer, max_length, settings.on_long)
+            long = len(fitted.dropped)
+            if isinstance(model, Reading):
+                fitted = check_positions(fitted, model.plan, backbone.max_positions, settings.on_long)
             if not fitted.rendered:
-                got = f"{len(chosen)} rows, {len(fitted.dropped)} of them over max_length {max_length:,}"
+                got = f"{len(chosen)} rows, {long} of them over max_length {max_length:,}"
+                if more := len(fitted.dropped) - long:
+                    got += f", {more} over the model's {backbone.max_positions:,} positions"
                 raise InputError(f"no rows are left to watch in '{name}' (got {got})")
             if fitted.dropped or fitted.trimmed:
                 console.say(f"Held-out rows, {name}: {fitted.describe()}")
@@ -132,21 +140,27 @@ class Watcher:
     def _metric(self, name: str, losses: list[tuple[float, int]]) -> float:
         rows, records = self.rendered[name], self.records[name]
         longest = max(len(row.ids) - row.prompt_end for row in rows)
+        limit = self.backbone.max_positions  # a long row has room for its right answer, perhaps not for the longest
+        rooms = [min(longest + 8, limit - positions(self.model, row)) for row in rows]
+        answers: dict[int, Generation] = {}
         was_training = self.model.training
         self.model.eval()
         try:
             with self.autocast(), console.progress(len(rows), f"Answering {name}", unit="rows") as bar:
-                answers = generate(
-                    self.model,
-                    rows,
-                    stop_ids=self.renderer.stop_ids(self.backbone.stop_ids),
-                    pad_id=self.backbone.pad_id,
-                    sampling=Sampling(max_new_tokens=longest + 8),
-                    done=bar.advance,
-                )
+                for room in sorted(set(rooms)):
+                    numbers = [number for number, found in enumerate(rooms) if found == room]
+                    given = generate(
+                        self.model,
+                        [rows[number] for number in numbers],
+                        stop_ids=self.renderer.stop_ids(self.backbone.stop_ids),
+                        pad_id=self.backbone.pad_id,
+                        sampling=Sampling(max_new_tokens=room),
+                        done=bar.advance,
+                    )
+                    answers |= dict(zip(numbers, given, strict=True))
         finally:
             self.model.train(was_training)
-        texts = [self.renderer.decode(answer.ids) for answer in answers]
+        texts = [self.renderer.decode(answers[number].ids) for number in range(len(rows))]
         scores = score(texts, [record.answers for record in records], labels=self.labels, losses=losses)
         watch = self.settings.watch
         if watch not in scores.statistics:

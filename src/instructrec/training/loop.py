@@ -146,7 +146,7 @@ class Training:
     def __init__(self, model: Any, rows: Sequence[Rendered], plan: Plan, accelerator: Accelerator) -> None:
         self.rows, self.plan, self.accelerator = rows, plan, accelerator
         self.lengths = row_lengths(rows, plan)
-        self.steps = plan_steps(self.lengths, plan)
+        self.steps = plan_steps(self.lengths, plan, [len(row.ids) for row in rows])
         self.names = optimizer_names(model)
         optimizer = make_optimizer(model, plan)
         # One process needs no wrapper; several get one whose hooks see the backward pass.
