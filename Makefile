@@ -51,6 +51,7 @@ bench-rereading: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_drawings.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -86,14 +86,17 @@ def operations(model: Any, shape: Shape, plan: ReadingPlan) -> float:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     linear = sum(parameter.numel() for parameter in frozen) - head - embedding
     strokes, end = plan.most, shape.instruction
-    read = [2 * linear * end + 4 * layers * width * end * _keys(plan, number, end) for number in range(1, strokes + 1)]
-    per_answer = 2 * linear * shape.answer + 2 * head * (shape.answer - min(4, shape.answer - 1))
-    asked = sum(
-        per_answer + 4 * layers * width * shape.answer * (stroke * end + shape.answer / 2)
-        for stroke in (range(1, strokes + 1) if plan.deep else [1 if plan.mix == "gated" else strokes])
-    )
-    backward = [0.0 if plan.weights(number, strokes) == "off" else 1.0 for number in range(1, strokes + 1)]
-    total = sum(part * (1 + back) for part, back in zip(read, backward, strict=True)) + 2 * asked
+    numbers = range(1, strokes + 1)
+    read = [2 * linear * end for _ in numbers]
+    seen = [4 * layers * width * end * _keys(plan, number, end) for number in numbers]
+    after = list(numbers) if plan.deep else [1 if plan.mix == "gated" else strokes]
+    head_work = 2 * head * (shape.answer - min(4, shape.answer - 1))
+    asked = len(after) * (2 * linear * shape.answer + head_work)
+    asked_seen = sum(4 * layers * width * shape.answer * (stroke * end + shape.answer / 2) for stroke in after)
+    back = [0 if plan.weights(number, strokes) == "off" else 1 for number in numbers]
+    # Backward: one product for each with the weights, which are frozen; two for each of attention's two.
+    total = sum(part * (1 + one) for part, one in zip(read, back, strict=True)) + 2 * asked
+    total += sum(part * (1 + 2 * one) for part, one in zip(seen, back, strict=True)) + 3 * asked_seen
     return shape.rows * total
 
 

@@ -47,7 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "repeat": {"strokes": "2"},
     "deep": {"strokes": "2", "deep": True},
     "frozen": {"strokes": "2", "prior": "frozen"},
-    # Bitune (arXiv 2405.14862), which keeps the first tokens as they are
+    # After Bitune (arXiv 2405.14862); docs/rrtransformer.md tells how its own setting differs.
     "gated": {"strokes": "2", "mix": "gated", "direction": "bidirectional", "memory": "sink+last"},
     "single_x2": {"epochs": 2.0},  # a control of equal compute
     "sampled": {"strokes": "1,2,3"},

@@ -67,7 +67,7 @@ ENGLISH = {
     "key none": "not seen",
 }
 CHINESE = {
-    "words": "罗马|和巴黎，|哪一个|在意大利？",
+    "words": "罗马|和巴黎，|哪一个在|意大利？",
     "answer": "罗马",
     "header": "回答：",
     "one": "第 1 遍",

@@ -27,9 +27,21 @@ from instructrec.prompts.choose import make_renderer
 from instructrec.settings import resolve
 
 ROOT = Path(__file__).parent.parent
-PAIRS = [("README.md", "README.zh-CN.md"), ("docs/tutorial.md", "docs/tutorial.zh-CN.md")]
+PAIRS = [
+    ("README.md", "README.zh-CN.md"),
+    ("docs/tutorial.md", "docs/tutorial.zh-CN.md"),
+    ("docs/rrtransformer.md", "docs/rrtransformer.zh-CN.md"),
+]
 TWINS = [name for pair in PAIRS for name in pair]
-DOCUMENTS = [*TWINS, "docs/decisions.md", "docs/settings.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+DOCUMENTS = [
+    *TWINS,
+    "docs/decisions.md",
+    "docs/settings.md",
+    "docs/bugs.md",
+    "docs/promises.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
 # Paths of one machine, and hosts of package indexes and model hubs: a mirror may stand in their place.
 PRIVATE = re.compile(
     r"(?:^|[\s`\"'(=])/(?:work|root|tmp|home|mnt)\b|pypi|huggingface\.co|hf-mirror|anaconda\.org", re.I

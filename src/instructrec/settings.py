@@ -238,8 +238,8 @@ def _want(base: Any, limits: Sequence[Any]) -> str:
             low = bound.get("ge", bound["gt"] + 1 if "gt" in bound else None)
             high = bound.get("le", bound["lt"] - 1 if "lt" in bound else None)
             parts = [f"from {low}" if low is not None else "", f"to {high}" if high is not None else ""]
-            words = " ".join(part for part in parts if part)
-            return f"a whole number {words}" + (" upwards" if high is None and low is not None else "")
+            reach = " ".join(part for part in parts if part)
+            return f"a whole number {reach}" + (" upwards" if high is None and low is not None else "")
         limits_in_words = [
             f"above {bound['gt']:g}" if "gt" in bound else "",
             f"from {bound['ge']:g}" if "ge" in bound else "",

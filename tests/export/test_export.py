@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from instructrec import cli
 from instructrec.config import ExportSettings
 from instructrec.data.records import Record, Turn
 from instructrec.errors import EnvironmentFault, InputError
+from instructrec.evaluation import pictures, report
 from instructrec.export.merged import chat_template, export_run
 from instructrec.inference.engine import Sampling, generate
 from instructrec.inference.loading import Loaded, open_target
@@ -43,6 +44,15 @@ SETTINGS = ExportSettings(precision="fp32", threads=1)
 Tune = Callable[..., Path]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Pictures and the report take most of the time of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "save_loss_png", lambda *_: None)
+        patch.setattr(report, "write_report", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Any) -> Tune:
     """A function of the kind and of settings: the run folder, made once."""
@@ -51,7 +61,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Any) -> Tune:
     def get(kind: str, **settings: Any) -> Path:
         name = kind + json.dumps(settings)
         if name not in made:
-            given = {"max_steps": 6, "batch_rows": 4, "held_out": "none", "tensorboard": False, "learning_rate": 1e-2}
+            given = {"max_steps": 3, "batch_rows": 4, "held_out": "none", "tensorboard": False, "learning_rate": 1e-2}
             out = tmp_path_factory.mktemp("runs") / "run"
             common = {"model": str(tiny_folder(kind)), "out": str(out), "precision": "fp32", "threads": 1}
             made[name] = instructrec.tune(ROWS, **(common | given | settings)).folder

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from instructrec.training import checkpoint
 
-LONGEST = 0.3  # seconds that a child has at most
+LONGEST = 0.3  # seconds that a child has at most, or the time of five saves on a machine that is slower than that
 
 
 def made() -> tuple[Any, Any]:
@@ -43,11 +43,11 @@ def restored(folder: Path) -> tuple[Any, Any, int]:
     return model, optimizer, state["step"]
 
 
-def work(folder: Path, say: int) -> None:
-    """Train and save without end; the start, and each step that is safe, is said to the parent."""
+def work(folder: Path, say: int, most: int | None = None) -> None:
+    """Train and save, without end unless told; the start, and each step that is safe, is said to the parent."""
     model, optimizer, step = restored(folder)
     os.write(say, b"0\n")
-    while True:
+    while most is None or step < most:
         model(torch.ones(1, 128)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -65,21 +65,38 @@ def work(folder: Path, say: int) -> None:
         checkpoint.keep_only(folder, {step, step - step % 5})
 
 
-def kill_once(folder: Path, seconds: float) -> dict[str, Any]:
-    """Let a child work for so long, kill it, and check that nothing it called safe is lost."""
+def begun(folder: Path, most: int | None = None) -> tuple[int, int]:
+    """A child at work, and where to hear it; returns when it has got ready."""
     hear, say = os.pipe()
     child = os.fork()
     if not child:
+        code = 1
         try:
-            work(folder, say)
+            work(folder, say, most)
+            code = 0
         finally:
-            os._exit(1)  # only ever reached by an error
+            os._exit(code)
     os.close(say)
-    started = os.read(hear, 2)  # so that a slow machine gets as far as a fast one
+    assert os.read(hear, 2) == b"0\n", "the child ended by itself"
+    return child, hear
+
+
+def pace(folder: Path) -> float:
+    """Seconds for five saves, which are made."""
+    child, hear = begun(folder, 5)
+    started = time.monotonic()
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(hear)
+    return time.monotonic() - started
+
+
+def kill_once(folder: Path, seconds: float) -> dict[str, Any]:
+    """Let a child work for so long, kill it, and check that nothing it called safe is lost."""
+    child, hear = begun(folder)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    assert started and os.WIFSIGNALED(status), "the child ended by itself"
+    assert os.WIFSIGNALED(status), "the child ended by itself"
     with os.fdopen(hear, encoding="ascii") as handle:
         safe = [int(line) for line in handle.read().split("\n")[:-1]]
     left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
@@ -93,9 +110,9 @@ def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     draw = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    before = 0
+    longest, before = max(LONGEST, pace(folder)), 5
     for number in range(kills):
-        found = kill_once(folder, draw.uniform(0.0, LONGEST))
+        found = kill_once(folder, draw.uniform(0.0, longest))
         assert found["step"] >= before, f"kill {number}: step {before} was there and {found['step']} is left"
         before = found["step"]
         print(json.dumps(found), flush=True)

@@ -270,7 +270,10 @@ def test_what_a_killed_save_left_is_swept_and_nothing_else(tmp_path: Path) -> No
 def test_a_save_that_fails_leaves_the_old_one_and_nothing_else(saved: Any) -> None:
     folder, run = saved
 
+    (folder.parent / ".step-3.ab12cd").mkdir()  # of a killed one: it must not be what fills the disk
+
     def disk_full(target: Path) -> None:
+        assert sorted(os.listdir(folder.parent)) == [target.name, "step-2"]
         (target / "adapter_model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -141,7 +141,7 @@ def open_target(
     reading = Reading(model, plan, method.using).eval()
     reading.load_extra(folder)
     reading.strokes = dial
-    note = f"tuned to read {plan.describe()}, asked to read {dial} times"
+    note = f"tuned to read {plan.describe()}, asked to read {'once' if dial == 1 else f'{dial} times'}"
     notes = () if dial in plan.strokes else (note,)
     return Loaded(base, reading, asked, method, run, folder, precision, notes)
 

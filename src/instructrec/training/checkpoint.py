@@ -37,13 +37,15 @@ def save(
     """
     final = folder / f"step-{step}"
     safe = f" (needs about {_bytes(optimizer):,} bytes); {_newest(folder)}"
-    with disk_faults(f"checkpoint: {final} could not be written", safe), new_directory(final) as temporary:
-        write_weights(temporary)
-        save_file(_optimizer_tensors(optimizer, names) | _random_tensors(), temporary / OPTIMIZER)
-        write_json(temporary / STATE, {"step": step, "python_random": _python_random(), **state})
-        paths = sorted(path for path in temporary.rglob("*") if path.is_file())
-        files = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in paths}
-        write_json(temporary / MANIFEST, {"step": step, "files": files})
+    with disk_faults(f"checkpoint: {final} could not be written", safe):
+        _sweep(folder)  # else the leftovers of saves that were killed could fill the disk before one succeeds
+        with new_directory(final) as temporary:
+            write_weights(temporary)
+            save_file(_optimizer_tensors(optimizer, names) | _random_tensors(), temporary / OPTIMIZER)
+            write_json(temporary / STATE, {"step": step, "python_random": _python_random(), **state})
+            paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+            files = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in paths}
+            write_json(temporary / MANIFEST, {"step": step, "files": files})
     return final
 
 
@@ -103,14 +105,18 @@ def keep_only(folder: Path, steps: set[int]) -> None:
     """
     kept = {f"step-{step}" for step in steps}
     with disk_faults(f"checkpoint: what is no longer needed in {folder} could not be deleted"):
-        for path in list(folder.iterdir()):
-            if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+        _sweep(folder)
         found = checkpoints(folder)
         for path in found:
             replaced = path.suffix == ".old" and path.with_suffix("") in found
             if path.name.removesuffix(".old") not in kept or replaced:
                 discard(path)
+
+
+def _sweep(folder: Path) -> None:
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def restore(checkpoint: Path, optimizer: Any, names: list[str]) -> dict[str, Any]:

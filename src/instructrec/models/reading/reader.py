@@ -61,7 +61,8 @@ class Reading(nn.Module):
 
     model: the decoder.  switch(model, weights): gives the model whose weights are 'off' or those of a named adapter.
     strokes: how often an instruction is read now, the dial of inference; the largest of the plan at first.
-    gates [L, 2]: share of stroke 2 in keys and values, raw scalars that start at 0 (arXiv 2405.14862).
+    gates [L, 2]: share of stroke 2 in keys and values, raw scalars that start at 0 (after arXiv 2405.14862,
+    whose shares start at one half and whose passes have an adapter each).
     slots [L, 2, G, S, E]: learned keys and values, as they are after rotation.
 
     Raises InputError when the backbone can't be read by this plan: found out by trying, not by its name.
