@@ -146,12 +146,15 @@ class Clock:
         self.up = False
         self.timer = threading.Timer(60 * (minutes or 0), self.ring)
         self.timer.daemon = True
-        if minutes:
+        self.before = signal.getsignal(signal.SIGINT)
+        if minutes:  # a shell has its background jobs ignore the signal
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             self.timer.start()
 
     def stop(self) -> None:
         """No interrupt any more."""
         self.timer.cancel()
+        signal.signal(signal.SIGINT, self.before)
 
     def ring(self) -> None:
         """The time is up."""

@@ -174,10 +174,15 @@ def test_when_the_time_is_up_the_next_call_goes_on(build: Path, monkeypatch: pyt
             super().__init__(minutes)
             clocks.append(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(reading, "Clock", Clock)
-        patch.setattr(reading, "measure", lambda *_: clocks[0].ring())
-        assert run(build, "--arms", "single", "--minutes", "60") == reading.UNFINISHED
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a background job of a shell
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "Clock", Clock)
+            patch.setattr(reading, "measure", lambda *_: clocks[0].ring())
+            assert run(build, "--arms", "single", "--minutes", "60") == reading.UNFINISHED
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "The time is up" in capsys.readouterr().out and not results(build)
     assert clocks[0].timer.finished.is_set()
     monkeypatch.setattr("instructrec.recipes.tune.tune", lambda *_, **__: pytest.fail("tuned again"))

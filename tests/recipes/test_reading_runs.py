@@ -169,7 +169,7 @@ def test_a_part_that_is_missing_or_changed_is_named(kept: Any, tmp_path: Path) -
     assert spoilt(extra, None) == f"{extra}: missing, the reading plan needs it (gates, slots)"
     gates, slots = held[extra]["gates"], held[extra]["slots"]
     assert spoilt(extra, {"gates": gates}) == f"{extra}: slots: missing by the reading plan"
-    many = {"gates": gates, "slots": slots, "x": gates}
+    many = {"gates": gates, "slots": slots, "x": gates.clone()}
     assert spoilt(extra, many) == f"{extra}: x: not wanted by the reading plan"
     for wrong in (gates[:1], gates * float("inf")):
         message = spoilt(extra, {"gates": wrong, "slots": slots})
@@ -204,8 +204,10 @@ def test_a_checkpoint_without_one_of_its_parts_is_not_gone_on_from(
     for part in ("extra.safetensors", "stroke_1/adapter_model.safetensors"):
         data = (step / part).read_bytes()
         (step / part).unlink()
-        message = refused(quick, resume=True, **given)
-        assert message.startswith(f"{step / part}: ") or str(step / part) in message, message
+        missing = f"{step / part}: missing, the checkpoint is damaged"
+        assert refused(quick, resume=True, **given) == (
+            f"{missing}; --resume=latest-valid goes on from the newest one that is whole"
+        )
         (step / part).write_bytes(data)
     assert quick(resume=True, **given).steps == 2
 
@@ -233,7 +235,7 @@ def test_no_answer_of_a_conversation_is_lost(
     monkeypatch.setattr(loop.Training, "__init__", lambda self, *given: (seen.append(given), init(self, *given))[1])
     rows = [talk(1), talk(1, 1), talk(1, 1, 1), talk(1, 0), talk(0, 1, 0), talk(0, 1)]
     held = [talk(1, 1, 1, 1)]
-    folder = quick(rows, validation=held, max_steps=1, batch_rows=16, **PLANS[name]).folder
+    folder = quick(rows, validation=held, max_steps=1, batch_rows=16, batch_tokens=10**5, **PLANS[name]).folder
     (_, trained, _, _), *_ = seen
     tokenizer = tiny.tokenizer("qwen")
     texts = [
@@ -262,7 +264,7 @@ def test_rows_of_one_answer_stay_as_they_are(quick: Quick, undrawn: None, capsys
 
 def rows_of(*sizes: int) -> list[dict[str, Any]]:
     """One row for each number of words."""
-    return [{"instruction": f"{number} " + "hot " * size, "output": "cold"} for number, size in enumerate(sizes)]
+    return [{"instruction": f"{number}" + " hot" * size, "output": "cold"} for number, size in enumerate(sizes)]
 
 
 def test_rows_with_too_many_positions_stop_or_are_dropped(
@@ -275,7 +277,7 @@ def test_rows_with_too_many_positions_stop_or_are_dropped(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = []
     for row in rows:
-        made = renderer.render(Record.of(row["instruction"].strip(), row["output"]))
+        made = renderer.render(Record.of(row["instruction"], row["output"]))
         sizes.append(2 * cut(made) + len(made.ids) - cut(made) + 2)
     long = [place for place, size in enumerate(sizes) if size > 128]
     assert long == [1, 3]
@@ -315,7 +317,7 @@ def test_a_watched_answer_stays_within_the_positions(
     quick: Quick, tiny_folder: Any, undrawn: None, strokes: int
 ) -> None:
     """GPT-2 has 128 positions and fails beyond them; a long prompt leaves no room for the longest answer and more."""
-    words = {1: 85, 2: 20}[strokes]
+    words = {1: 50, 2: 20}[strokes]
     watched = [*rows_of(2), *rows_of(words)]
     watched[0]["output"] = "hot cold " * 8
     given = {"model": str(tiny_folder("gpt2")), "strokes": strokes, "max_steps": 1, "batch_rows": 8}
@@ -416,7 +418,8 @@ def test_the_arms_are_what_they_are_called(kept: Any, base: Path, tmp_path: Path
         assert answered(out, arm)[0] == texts
         assert answered(out, arm)[1] == pytest.approx(nats, rel=1e-4)
     tuned = instructrec.Assistant(folder, precision="fp32", max_new_tokens=6)
-    assert answered(out, "tuned")[0] == [tuned(row["instruction"], row["input"]) for row in TEST]
+    given = [tuned(row["instruction"], row["input"]) for row in TEST]  # leaves out the half of a character
+    assert [text.rstrip("\ufffd") for text in answered(out, "tuned")[0]] == [text.rstrip("\ufffd") for text in given]
     records = [Record.of(row["instruction"], row["output"], input=row["input"]) for row in TEST]
     rows = [tuned.loaded.renderer.render(record) for record in records]
     losses = row_losses(tuned.loaded.model, rows, pad_id=0, batch_tokens=1000)

@@ -71,8 +71,8 @@ def gradients(plan: ReadingPlan, batch_rows: int, accumulation: int) -> tuple[fl
     found: dict[str, torch.Tensor] = {}
     parameters = trained_parameters(model)
     with pytest.MonkeyPatch.context() as patch:
-        take = lambda: found.update({name: weight.grad.clone() for name, weight in parameters.items()})  # noqa: E731
-        patch.setattr(run.optimizer, "step", take)
+        given = lambda: {name: part.grad.clone() for name, part in parameters.items() if part.grad is not None}  # noqa: E731
+        patch.setattr(run.optimizer, "step", lambda: found.update(given()))
         return run._step(0)["loss"], found
 
 
@@ -82,7 +82,7 @@ def test_a_step_does_not_depend_on_its_cutting(name: str) -> None:
     for batch_rows, accumulation in ((4, 2), (1, 8)):
         cut_loss, got = gradients(PLANS[name], batch_rows, accumulation)
         assert cut_loss == pytest.approx(loss, abs=1e-6)
-        assert want.keys() == got.keys()
+        assert want.keys() == got.keys() and len(want) >= 28
         assert max(float((want[key] - got[key]).abs().max()) for key in want) <= 1e-6
     assert min(float(gradient.abs().max()) for gradient in want.values()) > 1e-6
 
@@ -101,7 +101,11 @@ def test_everything_of_a_plan_moves_and_nothing_else(name: str) -> None:
         assert model.training or step == 0
         run._step(step)
     after = learning.weights_of(model)
-    assert {key for key in after if not torch.equal(before[key], after[key])} == own
+    moved = {key for key in after if not torch.equal(before[key], after[key])}
+    # Of an earlier reading only keys and values are used: what comes after them in its last layer has no effect.
+    dead = {key for key in own - moved if ".stroke_1." in key and "layers.1." in key}
+    assert moved == own - dead and not any("k_proj" in key or "v_proj" in key for key in dead)
+    assert len(dead) == (2 * 5 if plan.adapters else 0)
     assert set(trained_parameters(model)) == own
 
 

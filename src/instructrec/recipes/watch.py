@@ -43,9 +43,8 @@ class Parts:
 def part_rows(records: Sequence[Record], validation: Sequence[Record] | None, settings: TuneSettings) -> Parts:
     """Keep rows out of training by the settings, or take the validation file's rows."""
     if validation is not None:
-        sentence = (
-            f"Held out: the {len(validation):,} rows of {settings.validation}; {len(records):,} rows to train on."
-        )
+        given = f"rows of {settings.validation}" if settings.validation else "rows given to watch"
+        sentence = f"Held out: the {len(validation):,} {given}; {len(records):,} rows to train on."
         return Parts(list(records), {"validation": list(validation)}, sentence, [])
     plan = plan_held_out(
         records,
