@@ -73,7 +73,6 @@ class Reading(nn.Module):
         self.model, self.plan, self.switch = model, plan, switch
         self.strokes = plan.most
         self.own = list(trained_parameters(model).values())
-        self.tuned = True  # False while the backbone alone is asked to read by the plan
         keys = self._shapes()
         device = next(model.parameters()).device
         if plan.mix == "gated":
@@ -160,34 +159,18 @@ class Reading(nn.Module):
 
     @contextmanager
     def using(self, weights: str) -> Iterator[None]:
-        """The weights of a pass."""
-        if weights == "" or not self.tuned:
+        """The weights of a pass. A switch may take `requires_grad` away from an adapter that is left, whose gradient
+        would then be lost without an error: it is given back."""
+        if weights == "":
             yield
             return
-        without = torch.no_grad() if weights == "off" else nullcontext()
-        with self._gradients_kept(), without, self.switch(self.model, weights):
-            yield
-
-    @contextmanager
-    def _gradients_kept(self) -> Iterator[None]:
-        """A switch may take `requires_grad` away from an adapter that is left, whose gradient would then be lost
-        without an error: it is given back."""
         flags = [parameter.requires_grad for parameter in self.own]
         try:
-            yield
+            with torch.no_grad() if weights == "off" else nullcontext(), self.switch(self.model, weights):
+                yield
         finally:
             for parameter, flag in zip(self.own, flags, strict=True):
                 parameter.requires_grad_(flag)
-
-    @contextmanager
-    def untuned(self, off: Callable[[Any], AbstractContextManager[Any]]) -> Iterator[Reading]:
-        """The backbone alone, read by the same plan, without slots and gates."""
-        self.tuned = False
-        try:
-            with self._gradients_kept(), off(self.model):
-                yield self
-        finally:
-            self.tuned = True
 
     def forward(
         self, passes: tuple[Pass, ...] | None = None, positions: torch.Tensor | None = None, **inputs: Any
@@ -219,7 +202,7 @@ class Reading(nn.Module):
         return stack(kept) if kept else None
 
     def _slot_memory(self, rows: int) -> Memory | None:
-        if not self.plan.slots or not self.tuned:
+        if not self.plan.slots:
             return None
         size = self.plan.slots
         layers = tuple((slot[0].expand(rows, -1, -1, -1), slot[1].expand(rows, -1, -1, -1)) for slot in self.slots)
@@ -238,8 +221,6 @@ class Reading(nn.Module):
         for layer, (one, two) in enumerate(zip(first.layers, second.layers, strict=True)):
             mixed = [
                 a + (self.gates[layer, part] * keep)[:, None, :, None].to(a.dtype) * (b.to(a.dtype) - a)
-                if self.tuned
-                else a
                 for part, (a, b) in enumerate(zip(one, two, strict=True))
             ]
             layers.append((mixed[0], mixed[1]))
