@@ -51,6 +51,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return record
 
     class Assistant:
+        loaded = types.SimpleNamespace(notes=())
+
         def __init__(self, target: str, **options: Any) -> None:
             kept["assistant"] = (target, options)
             kept["chats"] = []

@@ -248,7 +248,7 @@ def _measure(
     scores = {
         arm: score(result.texts, references, labels=labels, losses=result.losses) for arm, result in answered.items()
     }
-    pairs = [("tuned", "base"), ("tuned", "few_shot")] if "tuned" in arms else []
+    pairs = [("tuned", other) for other in ("base", "reread", "few_shot")] if "tuned" in arms else []
     tasks = _by_task(records)
     overlap, notes = known.overlap(suite)
     notes = [suite.account] * bool(suite.account) + notes
