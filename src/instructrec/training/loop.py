@@ -164,6 +164,7 @@ class Training:
             self._look(0, monitor, hooks)
         elif self._look_due(first_step) and monitor.last_look < first_step:
             self._look(first_step, monitor, hooks)  # a signal stopped the run before it could look
+            self._save(first_step, monitor, hooks)
         if monitor.exhausted and first_step < total:
             outcome.stopped = self._no_improvement(monitor, first_step)
             return outcome
@@ -179,12 +180,16 @@ class Training:
                 if monitor.exhausted and not last:
                     reason = self._no_improvement(monitor, done)
             due = bool(plan.save_every) and done % (plan.save_every or 1) == 0
-            if hooks.save and (best or due or last or reason):
-                hooks.save(done, {"monitor": monitor.state(), "outcome": outcome.state()})
+            if best or due or last or reason:
+                self._save(done, monitor, hooks)
             if reason:
                 outcome.stopped = reason
                 break
         return outcome
+
+    def _save(self, step: int, monitor: Monitor, hooks: Hooks) -> None:
+        if hooks.save:
+            hooks.save(step, {"monitor": monitor.state(), "outcome": self.outcome.state()})
 
     def _look_due(self, done: int) -> bool:
         every = self.plan.look_every
