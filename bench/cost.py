@@ -45,7 +45,6 @@ PLANS = {
     "deep": ReadingPlan(strokes=(2,), deep=True),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),
-    "separate": ReadingPlan(strokes=(2,), stroke_adapters="separate"),
 }
 READINGS = {name: PLANS[name] for name in ("single", "repeat", "frozen", "gated")} | {
     "three": ReadingPlan(strokes=(3,)),
@@ -63,7 +62,7 @@ class Shape:
     answer: int
 
 
-SHAPES = {"short": Shape(16, 47, 9), "middle": Shape(6, 200, 24), "long": Shape(2, 900, 60)}
+SHAPES = {"short": Shape(16, 47, 9), "long": Shape(1, 700, 50)}
 
 
 def rows_of(shape: Shape, words: int) -> list[Rendered]:
@@ -294,7 +293,7 @@ def main() -> int:
         "shapes": {name: [one.rows, one.instruction, one.answer] for name, one in shapes.items()},
         "training": training(arguments.model, arguments.rounds, shapes),
         "memory": memory(arguments.model, shapes),
-        "answering": answering(arguments.model, arguments.rounds, [int(64 * scale) + 8, int(800 * scale) + 8], 24),
+        "answering": answering(arguments.model, arguments.rounds, [int(64 * scale), int(800 * scale)], 24),
     }
     write_json(arguments.out / "cost.json", result)
     write_text(arguments.out / "cost.md", table(result))
