@@ -16,7 +16,7 @@ from ..models import backbone as backbones
 from ..models import methods
 from ..models.backbone import Backbone
 from ..models.loading import json_object, quiet
-from ..models.reading import Reading, ReadingPlan, cut
+from ..models.reading import Reading, ReadingPlan, cut, install
 from ..prompts.choose import make_renderer
 from ..prompts.template import Rendered, Renderer
 
@@ -106,6 +106,7 @@ def open_target(
             )
         base = backbones.load(target, dtype=dtype, offline=offline)
         model = base.model
+        install(model)
         if strokes and strokes > 1:
             model = Reading(model, ReadingPlan(strokes=(strokes,))).eval()
         return Loaded(base, model, make_renderer(base.tokenizer, template, system), None, {}, None, precision)
@@ -119,6 +120,7 @@ def open_target(
         raise InputError(f"{folder / RUN_FILE}: want the names of a method and a backbone, and its fingerprint")
     method = methods.get(run["method"])
     base = backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline)
+    install(base.model)
     found = fingerprint(base.folder)
     if found and run["backbone"]["fingerprint"] not in (found, ""):
         raise InputError(

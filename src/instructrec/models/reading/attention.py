@@ -17,10 +17,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import InputError
+from .. import products
+from ..products import Reach
 from .plan import SINK, ReadingPlan
 
 NAME = "instructrec_reading"
-_SHORT = 256  # keys up to which two products and a softmax beat the fused kernel's backward pass on a processor
 # What some families add to the scores or take from the keys: the library's function lacks it, or a memory would.
 _REFUSED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 
@@ -93,7 +94,7 @@ class Sight:
         self.plan, self.query, self.memory = plan, query, memory
         self.key = memory.tags.join(query) if memory else query
         self.read: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], tuple[torch.Tensor, Reach | None]] = {}
 
     def extend(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [B, G, K, E] that this layer attends to, from its own [B, G, T, E]."""
@@ -103,14 +104,16 @@ class Sight:
         past_key, past_value = self.memory.layers[layer]
         return torch.cat([past_key.to(key.dtype), key], dim=2), torch.cat([past_value.to(value.dtype), value], dim=2)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to the scores, [B, 1, T, K]: 0 where a query sees a key, else a very small number."""
+    def mask(self, window: int | None, dtype: torch.dtype) -> tuple[torch.Tensor, Reach | None]:
+        """What is added to the scores, [B, 1, T, K]: 0 where a query sees a key, else a very small number; and how far
+        its blocks reach."""
         if (window, dtype) not in self._masks:
             seen = visible(self.plan, self.query, self.key, window)
             memory = seen.shape[2] - seen.shape[1]
             seen[:, :, memory:].diagonal(dim1=1, dim2=2).fill_(True)  # padding sees itself: no row of scores is empty
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[window, dtype] = mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+            mask = mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+            self._masks[window, dtype] = mask, products.reach(seen) if mask.device.type == "cpu" else None
         return self._masks[window, dtype]
 
     @property
@@ -148,7 +151,7 @@ class Decoding:
         values[:, :, self.length - 1 : self.length] = value
         return keys[:, :, : self.length], values[:, :, : self.length]
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    def mask(self, window: int | None, dtype: torch.dtype) -> tuple[torch.Tensor, None]:
         """As `Sight.mask`, [B, 1, 1, length]."""
         if (window, dtype) not in self._masks:
             key = Tags(*(part[:, : self.length] for part in self.tags._parts))
@@ -156,7 +159,7 @@ class Decoding:
             seen = visible(self.plan, query, key, window)
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             self._masks[window, dtype] = mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
-        return self._masks[window, dtype]
+        return self._masks[window, dtype], None
 
 
 def attend(
@@ -170,49 +173,20 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """The attention function: the library's own, over the memory and with the mask of `reading` where there is one."""
     special = [name for name in _REFUSED if kwargs.get(name) is not None]
+    blocks = None
     if reading is not None:
         if special:
             raise InputError(f"strokes: this model's attention needs '{special[0]}'; it can be tuned with strokes=1")
         key, value = reading.extend(module.layer_idx, key, value)
-        attention_mask = reading.mask(kwargs.get("sliding_window"), query.dtype)
+        attention_mask, blocks = reading.mask(kwargs.get("sliding_window"), query.dtype)
         kwargs["is_causal"] = False
-    if query.device.type == "cpu" and torch.is_grad_enabled() and key.shape[2] <= _SHORT and not special:
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        mask = _added(attention_mask, bool(causal), query, key)
-        return _products(query, key, value, mask, kwargs.get("scaling"), kwargs.get("dropout", 0.0)), None
+    causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
+    masked = attention_mask is not None
+    # One masked query is the one case in which the fused kernel is the quicker one on a processor.
+    if query.device.type == "cpu" and not special and (query.shape[2] > 1 if masked else causal):
+        scaling, dropout = kwargs.get("scaling"), kwargs.get("dropout", 0.0)
+        return products.attention(query, key, value, attention_mask, blocks, scaling, dropout), None
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
-
-
-def _added(mask: torch.Tensor | None, causal: bool, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-    """A mask of any kind as one that is added to the scores; None where every query sees every key."""
-    if mask is None and causal and query.shape[2] > 1:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    empty = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
-    return empty.masked_fill_(~mask, torch.finfo(query.dtype).min)
-
-
-def _products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    """softmax(query key' * scaling + mask) value, [B, T, H, E], written out."""
-    rows, heads, tokens, width = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    factor = width**-0.5 if scaling is None else scaling
-    packed = (query * factor).reshape(rows, groups, -1, width)  # heads that share a key stand below each other
-    scores = (packed @ key.transpose(2, 3)).view(rows, heads, tokens, keys)
-    scores = scores if mask is None else scores + mask
-    shares = torch.softmax(scores, dim=-1)
-    if dropout:
-        shares = torch.nn.functional.dropout(shares, dropout)
-    return (shares.view(rows, groups, -1, keys) @ value).view(rows, heads, tokens, -1).transpose(1, 2)
 
 
 def install(model: Any) -> None:
