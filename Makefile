@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check results bench-reading bench-rereading bench-cost docs clean
+.PHONY: demo test torture check results bench-reading bench-rereading bench-cost bench-methods docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -48,6 +48,11 @@ bench-cost: $(VENV)/.dev
 # What reading again does to untuned models; both need ../shared/data.
 bench-rereading: $(VENV)/.dev
 	$(BIN)/python bench/rereading.py
+
+# Every tuning method on the same rows: learning rates, then the tables of docs/methods.md; two hours on two cores.
+bench-methods: $(VENV)/.dev
+	$(BIN)/python bench/methods.py --search
+	$(BIN)/python bench/methods.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_settings.py
