@@ -9,7 +9,8 @@ import pytest
 
 from instructrec.config import AnswerSettings, EvaluateSettings, TuneSettings
 from instructrec.errors import InputError
-from instructrec.settings import ELSEWHERE, MAX_BYTES, Resolved, checked, leaves_of, resolve, shown, values_of
+from instructrec.settings import ELSEWHERE, Resolved, checked, leaves_of, resolve, shown, values_of
+from instructrec.yamlfile import MAX_BYTES
 
 
 @pytest.fixture(autouse=True)

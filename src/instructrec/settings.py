@@ -18,12 +18,11 @@ from pydantic import ValidationError
 
 from .config import Settings
 from .errors import DataError, InputError, Problem, nearest, path_problem
+from .yamlfile import compose
 
 S = TypeVar("S", bound=Settings)
 
 COMMAND_LINE = "command line"
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 16
 DATA = "data"  # the one key of a file that is not a setting: the rows files
 PATHS = ("model", "template", "validation", "out")  # settings that are, or may be, the name of a file or folder
 NULLS = ("", "~", "null", "none")
@@ -355,79 +354,10 @@ def _got(item: _Given) -> str:
     return "a list" if isinstance(item.value, list) else "a section"
 
 
-class _Refused(yaml.YAMLError):
-    """What YAML allows and we do not."""
-
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(reason)
-        self.line = line
-
-
-class _Loader(yaml.SafeLoader):
-    """Composes nodes only: no alias (a few of them can expand to gigabytes), no tag, no deep nesting."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise _Refused(line, "anchors (&) and aliases (*) are not allowed; quote the text if it starts like one")
-        if getattr(event, "tag", None):
-            raise _Refused(line, "tags (!) are not allowed; quote the text if it starts like one")
-        if self.depth >= MAX_DEPTH:
-            raise _Refused(line, f"nested too deep (want at most {MAX_DEPTH} levels)")
-        self.depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
-
-
-def _text_of(file: Path) -> str:
-    """The file's text; `InputError` naming it when it can't be one of ours."""
-    if not file.exists():
-        near = nearest(file.name, [path.name for path in file.parent.glob("*.y*ml")])
-        raise InputError(f"{file}: no such file" + (f", did you mean '{file.parent / near}'?" if near else ""))
-    if not file.is_file():  # opening a named pipe would wait for ever
-        raise InputError(f"{file}: not a file" if not file.is_dir() else f"{file}: is a folder")
-    try:
-        with open(file, "rb") as handle:
-            raw = handle.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{file}: too large for settings (got {file.stat().st_size} bytes, want at most {MAX_BYTES})")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        reason = f"not UTF-8, byte 0x{raw[error.start]:02x} at {error.start}"
-        raise DataError([Problem(str(file), line, "", reason)]) from error
-
-
 def _from_file(file: Path, leaves: dict[str, Leaf], problems: list[Problem]) -> Iterator[_Given]:
     """The values a YAML file gives, each with its line; raises at once when it isn't YAML that we take."""
-    text, name = _text_of(file), str(file)
-    tabs = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)]
-    if tabs:
-        raise DataError([Problem(name, number, "", "tab in the indentation (want spaces)") for number in tabs])
-    try:
-        loader = _Loader(text)
-        try:
-            root = loader.get_single_node()
-        finally:
-            loader.dispose()
-    except _Refused as error:
-        raise DataError([Problem(name, error.line, "", str(error))]) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        reason = "tab before a value (want a space)" if "'\\t'" in str(error.problem) else f"not YAML: {error.problem}"
-        raise DataError([Problem(name, mark.line + 1 if mark else 0, "", reason)]) from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise DataError([Problem(name, line, "", f"character U+{error.character:04X} is not allowed")]) from error
-    if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
+    name, root = str(file), compose(file, "settings")
+    if root is None:
         return
     if not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else "text"
