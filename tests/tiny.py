@@ -18,9 +18,10 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 KINDS = ("llama", "gpt2", "qwen", "gemma")
+PAIRS = ("t5", "marian")  # encoder-decoders
 TOKENIZERS = (*KINDS, "llama3")
 WIDTH = 32
-POSITIONS = {"gpt2": 128}  # the others: 256
+POSITIONS = {"gpt2": 128, "marian": 96}  # the others: 256, T5 has no limit
 
 TEXT = """\
 The parcel has not arrived. Where is my parcel now? Please translate the sentence into French: the house is red.
@@ -147,6 +148,21 @@ def _build(kind: str) -> tuple[Tokenizer, dict[str, str], str | None]:
         )
         _starts_with(made, "<s>")
         return made, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, _LLAMA
+    if kind in PAIRS:  # </s> behind every text; the padding is T5's first id and Marian's last
+        first = ("<pad>", "</s>", "<unk>") if kind == "t5" else ("</s>", "<unk>")
+        made = _pieces(first)
+        if kind == "marian":
+            made.add_tokens(_special("<pad>"))
+        # As SentencePiece has it: new lines are spaces, and spaces at the end of a text are none.
+        blank = normalizers.Replace(Regex(r"\s+"), " ")
+        made.normalizer = normalizers.Sequence([blank, normalizers.Strip(left=False, right=True)])
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+        made.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        end = ("</s>", made.token_to_id("</s>"))
+        made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[end])
+        return made, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, None
     if kind == "gemma":
         made = _pieces(("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"))
         made.normalizer = normalizers.Replace(" ", "▁")
@@ -182,7 +198,7 @@ def _built(kind: str) -> tuple[str, dict[str, str], str | None]:
 
 
 def tokenizer(kind: str) -> Any:
-    """A fresh fast tokenizer of one of TOKENIZERS (fresh, so that a test may change it)."""
+    """A fresh fast tokenizer of one of TOKENIZERS or PAIRS (fresh, so that a test may change it)."""
     from transformers import PreTrainedTokenizerFast
 
     state, names, template = _built(kind)
@@ -222,14 +238,25 @@ def model(kind: str, *, dtype: Any = None, seed: int = 0) -> Any:
         config = transformers.Gemma3TextConfig(
             num_hidden_layers=4, layer_types=layers, sliding_window=16, query_pre_attn_scalar=8, **sizes, **ids
         )
+    elif kind == "t5":
+        t5: dict[str, Any] = {"d_model": WIDTH, "d_kv": 8, "num_heads": 4, "d_ff": 2 * WIDTH, "num_layers": 2}
+        config = transformers.T5Config(decoder_start_token_id=ids["pad_token_id"], dropout_rate=0.0, **t5, **ids)
+    elif kind == "marian":
+        halves = [("layers", 2), ("attention_heads", 4), ("ffn_dim", 2 * WIDTH)]
+        half: dict[str, Any] = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in halves}
+        config = transformers.MarianConfig(
+            d_model=WIDTH, max_position_embeddings=POSITIONS[kind], decoder_start_token_id=ids["pad_token_id"],
+            decoder_vocab_size=len(numbers), forced_eos_token_id=None, dropout=0.0, **half, **ids
+        )  # fmt: skip
     else:
         config = transformers.LlamaConfig(num_hidden_layers=2, **sizes, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        auto = transformers.AutoModelForSeq2SeqLM if kind in PAIRS else transformers.AutoModelForCausalLM
+        made = auto.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for weight in made.parameters():  # larger than usual, so that logits differ visibly
-                if weight.dim() > 1:
+                if weight.dim() > 1 and weight.requires_grad:  # Marian's positions are sines
                     weight.normal_(0.0, 0.2)
     return made.to(dtype or torch.float32).eval()
 

@@ -180,15 +180,16 @@ def test_an_implementation_of_the_library_is_no_code(copy: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"model_type": "t5"}, "is an encoder-decoder (t5); this version tunes decoders"),
-        ({"model_type": "bart"}, "is an encoder-decoder (bart); this version tunes decoders"),
-        ({"model_type": "bert"}, "is no decoder (bert); this version tunes decoders"),
-        ({"model_type": "vit"}, "is no decoder (vit); this version tunes decoders"),
+        ({"model_type": "whisper"}, "is an encoder-decoder (whisper) that is not from text to text; this version tunes no other"),
+        ({"model_type": "fsmt"}, "is an encoder-decoder (fsmt) with a vocabulary for each side; this version tunes those with one for both"),
+        ({"model_type": "marian", "share_encoder_decoder_embeddings": False}, "is an encoder-decoder (marian) with a vocabulary for each side; this version tunes those with one for both"),
+        ({"model_type": "bert"}, "is no decoder (bert); this version tunes decoders and encoder-decoders"),
+        ({"model_type": "vit"}, "is no decoder (vit); this version tunes decoders and encoder-decoders"),
         ({"model_type": "mamba"}, "keeps no key/value cache (mamba); this version tunes decoders with one"),
         ({"model_type": "rwkv"}, "keeps no key/value cache (rwkv); this version tunes decoders with one"),
     ],
-)
-def test_only_decoders_are_taken(copy: Any, config: dict[str, Any], reason: str) -> None:
+)  # fmt: skip
+def test_only_what_can_be_tuned_is_taken(copy: Any, config: dict[str, Any], reason: str) -> None:
     folder = copy()
     (folder / "config.json").write_text(json.dumps(config))
     assert refused(folder) == f"model: '{folder}' {reason}"
@@ -255,8 +256,8 @@ def test_damaged_files_give_one_line(copy: Any, content: bytes, reason: str) -> 
 
 
 def test_the_tokenizer_alone_brings_the_length_of_a_row(kind: str, tiny_folder: Any) -> None:
-    tokenizer, length = backbone.load_tokenizer(str(tiny_folder(kind)))
-    assert length == tiny.POSITIONS.get(kind, 256)
+    tokenizer, length, found = backbone.load_tokenizer(str(tiny_folder(kind)))
+    assert found.name == "decoder" and length == tiny.POSITIONS.get(kind, 256)
     assert tokenizer.get_vocab() == tiny.tokenizer(kind).get_vocab()
 
 

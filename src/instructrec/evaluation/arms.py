@@ -152,17 +152,23 @@ class Bench:
 
     def _fits(self, row: Rendered, budget: int, again: bool) -> bool:
         """Whether the model can hold the prompt with a generated answer, and with the right one."""
-        return self._size(row, again) + max(budget, _answer_length(row)) <= self.loaded.backbone.max_positions
+        return max(budget, _answer_length(row)) <= self._room(row, again)
+
+    def _room(self, row: Rendered, again: bool) -> int:
+        """Tokens that an answer may have."""
+        backbone = self.loaded.backbone
+        return backbone.kind.room(backbone.max_positions, self._size(row, again))
 
     def _too_long(self, row: Rendered, budget: int, again: bool) -> Problem:
         limit, right, size = self.loaded.backbone.max_positions, _answer_length(row), self._size(row, again)
         times = f" (read {self.loaded.strokes} times)" if again and self.loaded.strokes > 1 else ""
-        if size + right > limit:
+        room = self._room(row, again)
+        if right > room:
             reason = f"{size:,} tokens{times} and a right answer of {right:,} are more than this model can hold"
             advice = "lower --strokes, or leave the row out" if times else "leave the row out"
         else:
             reason = f"{size:,} tokens{times} and an answer of up to {budget:,} are more than this model can hold"
-            advice = f"set --max-new-tokens to {limit - size:,} or less"
+            advice = f"set --max-new-tokens to {room:,} or less"
         return Problem(row.origin.file, row.origin.line, "length", f"{reason} ({limit:,}); {advice}")
 
 

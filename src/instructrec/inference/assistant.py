@@ -66,7 +66,7 @@ class Assistant:
     def _prompt(self, record: Record) -> Rendered:
         prompt = self.loaded.renderer.prompt(record)
         limit, size = self.loaded.backbone.max_positions, self.loaded.positions(prompt)
-        if size + self.sampling.max_new_tokens > limit:
+        if self.sampling.max_new_tokens > self.loaded.room(prompt):
             strokes = self.loaded.strokes
             again = f", read {strokes} times {size:,}," if strokes > 1 else ""
             raise InputError(

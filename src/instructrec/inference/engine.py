@@ -1,6 +1,6 @@
 """Prompts in, tokens out. Knows no HTTP, no files and no templates.
 
-B prompts of a batch, T tokens of its longest prompt, V vocabulary.
+B prompts of a batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..models.kinds import Reader, kind_of
 from ..models.reading import Reading, cut, repeat
 from ..prompts.template import Rendered
 
@@ -62,7 +63,7 @@ def generate(
 ) -> list[Generation]:
     """An answer to each prompt, in the order given; batches are made of prompts of like length.
 
-    model: a decoder, or a `Reading`, which reads each prompt's instruction as often as its `strokes` say.
+    model: a backbone of any kind, or a `Reading`, which reads each prompt's instruction as often as its `strokes` say.
     prompts: token ids, or `Rendered` ones, whose `ids[:prompt_end]` are asked and of which it is known where the
     instruction ends.  done: called with the number of finished prompts after each batch.
     """
@@ -102,37 +103,6 @@ def _length(model: Any, prompt: Rendered) -> int:
     return model.plan.tokens(end, len(prompt.ids) - end, model.strokes, deep=False)
 
 
-class _Cached:
-    """Prompts filled up on the left, read in one go, and the backbone's own cache after that."""
-
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
-        device = next(model.parameters()).device
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-        mask = torch.zeros((len(prompts), width), dtype=torch.long)
-        for place, prompt in enumerate(prompts):
-            ids[place, width - len(prompt) :] = torch.tensor(prompt)
-            mask[place, width - len(prompt) :] = 1
-        self.model, self.mask, self.cache = model, mask.to(device), None
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self.logits = self._call(ids.to(device), positions.to(device), logits_to_keep=1)
-        self.positions = self.mask.sum(1, keepdim=True)
-
-    def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] after tokens [B]."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        logits = self._call(tokens.to(self.mask.device)[:, None], self.positions)
-        self.positions = self.positions + 1
-        return logits
-
-    def _call(self, ids: torch.Tensor, positions: torch.Tensor, **more: Any) -> torch.Tensor:
-        given = {"attention_mask": self.mask, "position_ids": positions, "past_key_values": self.cache, **more}
-        out = self.model(input_ids=ids, use_cache=True, **given)
-        self.cache = out.past_key_values
-        logits: torch.Tensor = out.logits[:, -1]
-        return logits
-
-
 class _Planned:
     """Prompts read stroke by stroke, and the memory that this leaves."""
 
@@ -146,11 +116,12 @@ class _Planned:
 
 
 @torch.inference_mode()
-def _start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int) -> _Cached | _Planned:
+def _start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int) -> Reader:
     if not isinstance(model, Reading):
-        return _Cached(model, [prompt.ids for prompt in prompts], pad_id)
+        return kind_of(model).start(model, [prompt.ids for prompt in prompts], pad_id)
     if model.plan.one_pass(model.strokes):  # repeated tokens say it all
-        return _Cached(model.model, [repeat(prompt, model.strokes).ids for prompt in prompts], pad_id)
+        again = [repeat(prompt, model.strokes).ids for prompt in prompts]
+        return kind_of(model).start(model.model, again, pad_id)
     return _Planned(model, prompts, pad_id, room)
 
 

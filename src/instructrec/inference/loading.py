@@ -27,7 +27,7 @@ RUN_FILE, PROMPT_FILE = "run.json", "prompt.json"
 class Loaded:
     """A model ready to answer, with the renderer it has to be asked through.
 
-    model: what answers: a `Reading` where an instruction is read by a plan, else the decoder itself.
+    model: what answers: a `Reading` where an instruction is read by a plan, else the backbone itself.
     run: contents of run.json, or {} for an untuned model.  method: None for an untuned model.
     notes: what a reader of its figures has to know.
     """
@@ -55,6 +55,10 @@ class Loaded:
         """Positions that a prompt takes before its answer begins."""
         return positions(self.model, prompt)
 
+    def room(self, prompt: Rendered) -> int:
+        """Tokens that the answer to a prompt may have; none are left where this is below 1."""
+        return self.backbone.kind.room(self.backbone.max_positions, self.positions(prompt))
+
     @property
     def stop_ids(self) -> list[int]:
         """Ids that end an answer."""
@@ -64,6 +68,12 @@ class Loaded:
         """The pretrained model reading once, for as long as the block lasts. Raises InputError where the method can't
         be undone."""
         return self.method.disabled(self.decoder) if self.method else nullcontext(self.decoder)
+
+
+def renderer_for(base: Backbone, template: str, system: str) -> Renderer:
+    """The renderer that a backbone is asked through, as `make_renderer` finds it for its kind."""
+    kind = base.kind
+    return make_renderer(base.tokenizer, template, system, default=kind.template, closed=kind.closed)
 
 
 def positions(model: Any, prompt: Rendered) -> int:
@@ -109,7 +119,8 @@ def open_target(
         install(model)
         if strokes and strokes > 1:
             model = Reading(model, ReadingPlan(strokes=(strokes,))).eval()
-        return Loaded(base, model, make_renderer(base.tokenizer, template, system), None, {}, None, precision)
+        renderer = renderer_for(base, template, system)
+        return Loaded(base, model, renderer, None, {}, None, precision)
     folder = Path(target)
     run = json_object(folder / RUN_FILE)
     if template != "auto":
@@ -120,6 +131,7 @@ def open_target(
         raise InputError(f"{folder / RUN_FILE}: want the names of a method and a backbone, and its fingerprint")
     method = methods.get(run["method"])
     base = backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline)
+    method.check_kind(base.kind.name)
     install(base.model)
     found = fingerprint(base.folder)
     if found and run["backbone"]["fingerprint"] not in (found, ""):

@@ -1,4 +1,4 @@
-"""Loading a pretrained decoder from a local folder, a GGUF file, a built-in name or a hub id.
+"""Loading a pretrained model from a local folder, a GGUF file, a built-in name or a hub id.
 
 Weights are only ever read from safetensors or GGUF; code that a model folder brings is never run.
 """
@@ -6,7 +6,6 @@ Weights are only ever read from safetensors or GGUF; code that a model folder br
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import os
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from ..errors import EnvironmentFault, InputError, did_you_mean, path_problem
 from ..files import cache_dir, new_directory, read_json, sha256_of, write_json
 from . import embedded
+from .kinds import Kind, by_config
 from .loading import BROKEN, LOADING, check_complete, check_folder, check_numbers, first_line, quiet
 
 # What is fetched from a hub: nothing that could be run or unpickled, and no adapter.
@@ -47,8 +47,9 @@ _DEFAULT_LENGTH = 2048
 class Backbone:
     """A pretrained model with its tokenizer.
 
-    model: the `transformers` model.  name: as the user gave it.  folder: where its files lie.
-    max_positions: tokens it can attend to.  stop_ids: ids its own generation settings end an answer with.
+    model: the `transformers` model.  kind: what differs from models of other kinds.
+    name: as the user gave it.  folder: where its files lie.  max_positions: tokens it can attend to.
+    stop_ids: ids its own generation settings end an answer with.
     """
 
     model: Any
@@ -58,6 +59,11 @@ class Backbone:
     max_positions: int
     stop_ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """Decoder, encoder-decoder …: all that differs between them."""
+        return by_config(self.model.config)
 
     @property
     def pad_id(self) -> int:
@@ -116,18 +122,20 @@ def find(name: str, offline: bool = False) -> str:
 
 
 def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
-    """A decoder with its tokenizer, weights in `dtype`, in evaluation mode, on `device()`.
+    """A model with its tokenizer, weights in `dtype`, in evaluation mode, on `device()`.
 
-    Raises InputError for a model that is no decoder, has no safetensors, lacks weights, or whose tokenizer does not
-    fit.
+    Raises InputError for a model of no kind that can be tuned, without safetensors, that lacks weights, or whose
+    tokenizer does not fit.
     """
     where, config, tokenizer = _config_and_tokenizer(name, offline)
+    kind = by_config(config)
     with quiet():
-        from transformers import AutoModelForCausalLM
+        import transformers
 
         given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=dtype, **LOADING, **given)
+            auto = getattr(transformers, kind.auto)
+            loaded: Any = auto.from_pretrained(where, config=config, dtype=dtype, **LOADING, **given)
         except BROKEN as error:
             raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
     model, info = loaded
@@ -143,21 +151,22 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
     mapped = getattr(config, "auto_map", None)
     notes = ("auto_map in config.json was ignored: the model type is built in",) if mapped else ()
     # Sampling is ours to decide: settings a folder brings must not change a greedy answer.
+    kept = {name: getattr(model.generation_config, name) for name in kind.kept}
     model.generation_config = type(model.generation_config)(
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=list(stop)
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=list(stop), **kept
     )
     return Backbone(model.to(device()).eval(), tokenizer, name, where, int(positions or 2**30), stop, notes)
 
 
-def load_tokenizer(name: str, *, offline: bool = False) -> tuple[Any, int]:
-    """Tokenizer of a model, and the default number of tokens a row may have, without loading weights."""
+def load_tokenizer(name: str, *, offline: bool = False) -> tuple[Any, int, Kind]:
+    """Tokenizer of a model, the default number of tokens a row may have, and its kind, without loading weights."""
     _, config, tokenizer = _config_and_tokenizer(name, offline)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_LENGTH
-    return tokenizer, min(int(positions), _DEFAULT_LENGTH)
+    return tokenizer, min(int(positions), _DEFAULT_LENGTH), by_config(config)
 
 
 def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
-    """Where a decoder lies, its configuration and its fast tokenizer. Raises InputError for anything else."""
+    """Where a model lies, its configuration and its fast tokenizer. Raises InputError for one that can't be tuned."""
     where = find(name, offline)
     check_folder(Path(where))
     # False, not left away: the library would ask on the terminal whether to run the folder's code.
@@ -167,12 +176,13 @@ def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
 
         try:
             config = AutoConfig.from_pretrained(where, **given)
-            _check_decoder(config, name)
+            by_config(config).check(config, name)
             tokenizer = AutoTokenizer.from_pretrained(where, **given)
         except BROKEN as error:
             raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"model: '{name}' has no tokenizer.json (a fast tokenizer is needed)")
+    by_config(config).check_tokenizer(tokenizer, name)
     return where, config, tokenizer
 
 
@@ -237,20 +247,3 @@ def _converted(gguf: Path) -> Path:
                 f"model: the cache {cache_dir()} can't be written to: {error.strerror} (XDG_CACHE_HOME names another)"
             ) from error
     return folder
-
-
-def _check_decoder(config: Any, name: str) -> None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"model: '{name}' is an encoder-decoder ({config.model_type}); this version tunes decoders")
-    # BERT and its kin have a causal class too, but read to both sides unless their configuration says otherwise.
-    two_sided = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or two_sided:
-        raise InputError(f"model: '{name}' is no decoder ({config.model_type}); this version tunes decoders")
-    # Answers are made with a cache of keys and values; a recurrent model keeps another state.
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if "past_key_values" not in inspect.signature(model_class.forward).parameters:
-        raise InputError(
-            f"model: '{name}' keeps no key/value cache ({config.model_type}); this version tunes decoders with one"
-        )

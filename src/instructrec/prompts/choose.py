@@ -9,10 +9,18 @@ from ..errors import InputError, did_you_mean
 from .builtin import BUILTIN
 from .template import Renderer
 
+# Makes an encoder's prompt end as the texts did that it was pretrained on. No block: it would eat spaces before it.
+_CLOSE = "{{ eos_token if add_generation_prompt else '' }}"
 
-def make_renderer(tokenizer: Any, template: str = "auto", system: str = "") -> Renderer:
-    """A renderer for `template`: auto (the model's chat template, else alpaca), model, alpaca, plain, or the path of
-    a Jinja file. Raises InputError for an unknown name, naming the nearest."""
+
+def make_renderer(
+    tokenizer: Any, template: str = "auto", system: str = "", *, default: str = "alpaca", closed: bool = False
+) -> Renderer:
+    """A renderer for `template`: auto (the model's chat template, else `default`), model, alpaca, plain, or the path
+    of a Jinja file. Raises InputError for an unknown name, naming the nearest.
+
+    closed: the prompt goes to an encoder, so templates of ours and of the user end it with the tokenizer's end token.
+    """
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, dict):  # several named templates: the default is the one for conversations
         own = own.get("default")
@@ -20,14 +28,19 @@ def make_renderer(tokenizer: Any, template: str = "auto", system: str = "") -> R
         raise InputError("template: this model brings no chat template (want alpaca, plain or a Jinja file)")
     if template in ("auto", "model") and own:
         return Renderer(tokenizer, own, name="model", system=system)
-    name = "alpaca" if template == "auto" else template
+    name = default if template == "auto" else template
     if name in BUILTIN:
-        return Renderer(tokenizer, BUILTIN[name], name=name, system=system, own=False)
+        return Renderer(tokenizer, _closed(BUILTIN[name], closed), name=name, system=system, own=False)
     path = Path(template)
     if path.is_file():
         try:
             source = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
-        return Renderer(tokenizer, source, name=path.name, system=system, own=False)
+        return Renderer(tokenizer, _closed(source, closed), name=path.name, system=system, own=False)
     raise InputError(f"template: unknown template '{template}', {did_you_mean(name, ['auto', 'model', *BUILTIN])}")
+
+
+def _closed(source: str, closed: bool) -> str:
+    """Jinja drops the last line end of a template, so one that gets something behind it has to lose it here."""
+    return source.removesuffix("\n") + _CLOSE if closed else source

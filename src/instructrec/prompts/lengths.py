@@ -42,8 +42,9 @@ def fit(
     max_length: int,
     on_long: str = "stop",
     track: Callable[[Sequence[Record]], Iterable[Record]] = lambda records: records,
+    size: Callable[[int, int], int] = lambda prompt, answer: prompt + answer,
 ) -> Fitted:
-    """Render all records under `max_length` tokens a row.
+    """Render all records under `max_length` tokens a row. size: what counts of a prompt's tokens and an answer's.
 
     on_long: stop (DataError naming every row that is too long), drop (leave the row out, counted), trim-input (shorten
     the `input` of the last user turn; rows that stay too long are an error).
@@ -51,6 +52,10 @@ def fit(
     """
     if on_long not in ON_LONG:
         raise InputError(f"on_long: unknown policy (got '{on_long}', want {', '.join(ON_LONG)})")
+
+    def over(row: Rendered) -> bool:
+        return size(row.prompt_end, len(row.ids) - row.prompt_end) > max_length
+
     rendered: list[Rendered] = []
     kept, dropped, trimmed, lengths, problems = [], [], [], [], []
     for index, record in enumerate(track(records)):
@@ -60,12 +65,12 @@ def fit(
             problems.append(Problem(record.origin.file, record.origin.line, "prompt", str(error)))
             continue
         lengths.append(len(row.ids))
-        if len(row.ids) > max_length and on_long == "trim-input":
-            shorter = _trim(record, renderer, max_length)
+        if over(row) and on_long == "trim-input":
+            shorter = _trim(record, renderer, over)
             if shorter is not None:
                 trimmed.append(index)
                 row = shorter
-        if len(row.ids) > max_length:
+        if over(row):
             if on_long == "drop":
                 dropped.append(index)
                 continue
@@ -91,7 +96,7 @@ def _too_long(row: Rendered, max_length: int, on_long: str, has_input: bool) -> 
     return text + "; raise --max-length, or choose --on-long=trim-input or drop"
 
 
-def _trim(record: Record, renderer: Renderer, max_length: int) -> Rendered | None:
+def _trim(record: Record, renderer: Renderer, over: Callable[[Rendered], bool]) -> Rendered | None:
     """The record with the longest head of its input that fits, or None if it does not fit without input either."""
     text = record.input
     low, high, best = 0, len(text), None
@@ -100,14 +105,14 @@ def _trim(record: Record, renderer: Renderer, max_length: int) -> Rendered | Non
     while low <= high:
         middle = (low + high) // 2
         row = renderer.render(shorten_input(record, middle))
-        if len(row.ids) <= max_length:
+        if not over(row):
             best, low = row, middle + 1
         else:
             high = middle - 1
     if best is not None:  # a character more can make fewer tokens, when it completes a word
         for longer in range(high + 1, min(high + _WORD, len(text)) + 1):
             row = renderer.render(shorten_input(record, longer))
-            best = row if len(row.ids) <= max_length else best
+            best = best if over(row) else row
     return best
 
 

@@ -61,14 +61,15 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
     from ..prompts.lengths import fit
 
     announce(settings.model)
-    tokenizer, limit = load_tokenizer(settings.model, offline=settings.offline)
-    renderer = make_renderer(tokenizer, settings.template, settings.system)
+    tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline)
+    renderer = make_renderer(tokenizer, settings.template, settings.system, default=kind.template, closed=kind.closed)
     fitted = fit(
         rows,
         renderer,
         settings.max_length or limit,
         settings.on_long,
         track=lambda records: console.track(records, "Rendering rows", unit="rows"),
+        size=kind.size,
     )
     console.say(f"Prompt template: {renderer.name}; {fitted.describe()}")
     learned = sum(row.targets for row in fitted.rendered)

@@ -11,6 +11,7 @@ from .. import console
 from ..config import TuneSettings
 from ..data.records import Record
 from ..errors import DataError, InputError, Problem
+from ..models.backbone import Backbone
 from ..models.methods import Method
 from ..models.reading import Reading, ReadingPlan, cut, install, parse_strokes
 from ..prompts.lengths import Fitted
@@ -48,15 +49,17 @@ def one_answer_each(records: Sequence[Record]) -> list[Record]:
     return cut_up
 
 
-def check_positions(fitted: Fitted, plan: ReadingPlan, limit: int, on_long: str) -> Fitted:
+def check_positions(fitted: Fitted, plan: ReadingPlan, backbone: Backbone, on_long: str) -> Fitted:
     """Rows that take more positions than the backbone has are an error, or dropped like other long rows.
 
     Some backbones would go past their limit without a word, others crash.
     """
     keep, problems = [], []
+    limit = backbone.max_positions
     for place, row in enumerate(fitted.rendered):
         end = cut(row)
-        size = plan.last_position(end, len(row.ids) - end, plan.most)
+        prompt = plan.last_position(end, row.prompt_end - end, plan.most)
+        size = backbone.kind.size(prompt, len(row.ids) - row.prompt_end)
         if size <= limit:
             keep.append(place)
             continue

@@ -107,24 +107,26 @@ class _Run:
         self.folder, self.settings, self.origins = folder, settings, origins
         self.method, self.rows, self.parts = method, rows, parts
         self.reading = plan_of(settings, method)
-        if not self.reading.plain:
-            train = one_answer_each(parts.train)
-            sets = {name: one_answer_each(records) for name, records in parts.sets.items()}
-            self.parts = replace(parts, train=train, sets=sets)
-            before, now = (sum(one.sizes().values()) for one in (parts, self.parts))
-            if now != before:
-                account = f"Each answer of a conversation is a row of its own: {before:,} rows became {now:,}."
-                console.say(account)
-                self.parts = replace(self.parts, explanation=f"{parts.explanation} {account}")
         self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
         self.finished: TuneResult | None = None  # where there is nothing left to do
+
+    def _one_answer_each(self) -> None:
+        parts = self.parts
+        train = one_answer_each(parts.train)
+        sets = {name: one_answer_each(records) for name, records in parts.sets.items()}
+        self.parts = replace(parts, train=train, sets=sets)
+        before, now = (sum(one.sizes().values()) for one in (parts, self.parts))
+        if now != before:
+            account = f"Each answer of a conversation is a row of its own: {before:,} rows became {now:,}."
+            console.say(account)
+            self.parts = replace(self.parts, explanation=f"{parts.explanation} {account}")
 
     def prepare(self) -> None:
         """Load the backbone, render the rows, attach the method: all that can fail before the first step."""
         import torch
 
+        from ..inference.loading import renderer_for
         from ..models import backbone as backbones
-        from ..prompts.choose import make_renderer
         from ..prompts.lengths import fit
 
         settings, method = self.settings, self.method
@@ -135,7 +137,12 @@ class _Run:
         self.backbone = backbones.load(settings.model, dtype=self.dtype, offline=settings.offline)
         for note in self.backbone.notes:
             console.note(note)
-        self.renderer = make_renderer(self.backbone.tokenizer, settings.template, settings.system)
+        kind = self.backbone.kind
+        method.check_kind(kind.name)
+        kind.check_plan(self.reading)
+        if kind.one_answer or not self.reading.plain:
+            self._one_answer_each()
+        self.renderer = renderer_for(self.backbone, settings.template, settings.system)
         self.renderer.with_reading(self.reading.to_json())
         self.max_length = settings.max_length or self.backbone.default_length
         if self.max_length > self.backbone.max_positions:
@@ -147,10 +154,10 @@ class _Run:
             self.max_length,
             settings.on_long,
             track=lambda records: console.track(records, "Rendering rows", unit="rows"),
+            size=kind.size,
         )
         console.say(f"Prompt template: {self.renderer.name}; {self.fitted.describe()}")
-        limit = self.backbone.max_positions
-        self.fitted = check_positions(self.fitted, self.reading, limit, settings.on_long)
+        self.fitted = check_positions(self.fitted, self.reading, self.backbone, settings.on_long)
         if not self.fitted.rendered:
             raise InputError("no rows are left to train on")
         options = getattr(settings, method.name).model_dump() if hasattr(settings, method.name) else {}

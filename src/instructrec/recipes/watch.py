@@ -103,10 +103,10 @@ class Watcher:
         for name, records in parts.sets.items():
             order = np.random.default_rng(settings.seed).permutation(len(records))[: settings.eval_rows]
             chosen = [records[place] for place in sorted(order)]
-            fitted = fit(chosen, renderer, max_length, settings.on_long)
+            fitted = fit(chosen, renderer, max_length, settings.on_long, size=backbone.kind.size)
             long = len(fitted.dropped)
             if isinstance(model, Reading):
-                fitted = check_positions(fitted, model.plan, backbone.max_positions, settings.on_long)
+                fitted = check_positions(fitted, model.plan, backbone, settings.on_long)
             if not fitted.rendered:
                 got = f"{len(chosen)} rows, {long} of them over max_length {max_length:,}"
                 if more := len(fitted.dropped) - long:
@@ -140,7 +140,8 @@ class Watcher:
         rows, records = self.rendered[name], self.records[name]
         longest = max(len(row.ids) - row.prompt_end for row in rows)
         limit = self.backbone.max_positions  # a long row has room for its right answer, perhaps not for the longest
-        rooms = [min(longest + 8, limit - positions(self.model, row)) for row in rows]
+        left = self.backbone.kind.room
+        rooms = [min(longest + 8, left(limit, positions(self.model, row))) for row in rows]
         answers: dict[int, Generation] = {}
         was_training = self.model.training
         self.model.eval()

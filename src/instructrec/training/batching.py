@@ -1,83 +1,39 @@
-"""Which rows go together, and rows made into tensors.
-
-B rows of a micro-batch, T tokens of its longest row, N supervised positions.
-"""
+"""Which rows go together, and how they are laid out for the model that reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..models.reading import Pass, Reading, ReadingPlan, cut, lay, repeat
+from ..models.kinds import Batch, kind_of
+from ..models.kinds.decoder import collate
+from ..models.reading import Reading, ReadingPlan, cut, lay, repeat
 from ..prompts.template import Rendered
 
 _POOL = 32  # micro-batches whose rows are sorted by length together: little padding, still well shuffled
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A micro-batch.
-
-    ids [B, T] token ids, filled up on the right.  mask [B, T] bool, or None when nothing was filled up.
-    positions [N]: index into the B*T tokens from which a supervised token is predicted.  targets [N]: that token.
-    owners [N]: place in the batch of the row that it belongs to.  rows: numbers of the rows.
-    passes: where a reading plan wants several, with ids and mask of the last, to which the positions belong.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor | None
-    positions: torch.Tensor
-    targets: torch.Tensor
-    owners: torch.Tensor
-    rows: tuple[int, ...]
-    passes: tuple[Pass, ...] = ()
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "targets", "owners")}
-        mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, **moved, mask=mask, passes=tuple(one.to(device) for one in self.passes))
-
-
-def collate(rows: Sequence[Rendered], pad_id: int, numbers: Sequence[int] = ()) -> Batch:
-    """Rows of unequal length as one batch. A row's first token is never a target: nothing comes before it."""
-    width = max(len(row.ids) for row in rows)
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=bool)
-    supervised = np.zeros((len(rows), width), dtype=bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = row.ids
-        mask[number, : len(row.ids)] = True
-        supervised[number, : len(row.ids)] = row.supervised
-    supervised[:, 0] = False
-    positions = np.flatnonzero(np.roll(supervised, -1, axis=1))
-    return Batch(
-        torch.from_numpy(ids),
-        None if mask.all() else torch.from_numpy(mask),
-        torch.from_numpy(positions),
-        torch.from_numpy(ids.reshape(-1)[positions + 1]),
-        torch.from_numpy(positions // width),
-        tuple(numbers),
-    )
-
-
-@dataclass(frozen=True)
 class Layout:
-    """How rows become batches: as they are, or by a reading plan with so many strokes. deep: answer after each."""
+    """How rows become batches: as they are, or by a reading plan with so many strokes.
+
+    deep: answer after each stroke.  model: what reads them, whose kind decides; None is a decoder.
+    """
 
     pad_id: int
     plan: ReadingPlan = ReadingPlan()
     strokes: int = 1
     deep: bool = False
+    model: Any = None
 
     @classmethod
     def of(cls, model: Any, pad_id: int) -> Layout:
         """For asking `model` what it makes of a row's answer."""
-        return cls(pad_id, model.plan, model.strokes) if isinstance(model, Reading) else cls(pad_id)
+        plan, strokes = (model.plan, model.strokes) if isinstance(model, Reading) else (ReadingPlan(), 1)
+        return cls(pad_id, plan, strokes, model=model)
 
     def length(self, row: Rendered) -> int:
         """Tokens that go through the backbone for this row."""
@@ -85,11 +41,11 @@ class Layout:
         return self.plan.tokens(end, len(row.ids) - end, self.strokes, self.deep)
 
     def batch(self, rows: Sequence[Rendered], numbers: Sequence[int] = ()) -> Batch:
-        """Rows as one batch; a plan that is one causal pass over repeated tokens is fed as just that."""
+        """Rows as one batch; a plan that is one pass over repeated tokens is fed as just that."""
         answers_once = self.strokes == 1 or not self.deep
         if answers_once and self.plan.one_pass(self.strokes):
             again = rows if self.strokes == 1 else [repeat(row, self.strokes) for row in rows]
-            return collate(again, self.pad_id, numbers)
+            return kind_of(self.model).collate(self.model, again, self.pad_id, numbers)
         laid = lay(rows, self.plan, self.strokes, pad_id=self.pad_id, deep=self.deep)
         last = laid.passes[-1]
         parts = (last.ids, last.tags.valid, laid.positions, laid.targets, laid.owners)
@@ -140,3 +96,6 @@ def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> f
     total = sum(len(batch) * max(lengths[number] for number in batch) for batch in batches)
     used = sum(lengths[number] for batch in batches for number in batch)
     return 1 - used / total if total else 0.0
+
+
+__all__ = ["Batch", "Layout", "by_length", "collate", "padding_share", "plan_epoch"]

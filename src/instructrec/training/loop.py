@@ -213,7 +213,7 @@ class Training:
         mine = self.steps[step][accelerator.process_index :: accelerator.num_processes]
         reading = plan.reading
         strokes = reading.draw(step, len(self.steps), plan.seed)
-        layout = Layout(plan.pad_id, reading, strokes, reading.deep)
+        layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.head_of)
         batches = [layout.batch([self.rows[n] for n in numbers], numbers) for numbers in mine]
         counts = torch.tensor([sum(len(batch.targets) for batch in batches)], device=accelerator.device)
         targets = int(accelerator.reduce(counts, "sum")[0])

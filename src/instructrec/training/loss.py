@@ -1,6 +1,6 @@
 """Negative log-likelihood of the supervised tokens, with logits at those positions only.
 
-B rows, T tokens, N supervised positions, V vocabulary.
+N supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..models.reading import logits_at
+from ..models.kinds import kind_of, logits_at
 from ..prompts.template import Rendered
 from .batching import Batch, Layout, by_length
 
@@ -22,11 +22,12 @@ def token_losses(model: Any, batch: Batch, head_of: Any = None) -> torch.Tensor:
     head_of: the model that owns the output layer, where `model` is only a parallel wrapper around it.
     """
     if batch.passes:  # a reading plan of its own
-        logits = model(passes=batch.passes, positions=batch.positions)  # [1, N, V]
+        logits = model(passes=batch.passes, positions=batch.positions)[0]  # [N, V]
     else:
-        with logits_at(model if head_of is None else head_of, batch.positions):
-            logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    logits = logits[0].float() if logits.dtype in (torch.bfloat16, torch.float16) else logits[0]
+        owner = model if head_of is None else head_of
+        logits = kind_of(owner).logits(model, batch, owner)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
     return functional.cross_entropy(logits, batch.targets, reduction="none")
 
 
@@ -62,3 +63,6 @@ def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
     """Nats per supervised token over all rows."""
     tokens = sum(count for _, count in losses)
     return sum(total for total, _ in losses) / tokens if tokens else float("nan")
+
+
+__all__ = ["logits_at", "mean_loss", "row_losses", "token_losses"]

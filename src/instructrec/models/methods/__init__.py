@@ -11,12 +11,13 @@ from ...errors import InputError, did_you_mean
 
 
 class Method:
-    """What a tuning method has to offer. Options come as plain values; the model is a `transformers` decoder.
+    """What a tuning method has to offer. Options come as plain values; the model is one of `transformers`.
 
     reference: paper or formula.  learning_rate: a peak that works on small models.
     identity_at_start: an attached method changes no output before the first step.
     switchable: `disabled` gives the untuned model back.  mergeable: `merge` is offered.
     several: more than one adapter fits on a model, each with a name (`add`, `load_more`, `using`).
+    kinds: names of the kinds of backbone (`models/kinds`) that it tunes.
     """
 
     name: ClassVar[str]
@@ -26,6 +27,13 @@ class Method:
     switchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     several: ClassVar[bool] = False
+    kinds: ClassVar[tuple[str, ...]] = ("decoder",)
+
+    def check_kind(self, kind: str) -> None:
+        """Raises InputError for a kind of backbone that it does not tune."""
+        if kind not in self.kinds:
+            able = sorted(name for name, method in METHODS.items() if kind in method.kinds)
+            raise InputError(f"method: '{self.name}' can't tune an {kind} (want {' or '.join(able)})")
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model made trainable by this method. Checks precede any change to the model."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ..kinds import kind_of
 from ..loading import BROKEN, LOADING, check_complete, check_folder, check_numbers, first_line
 from . import Method
 
@@ -23,6 +24,7 @@ class Full(Method):
     reference = "arXiv 2109.01652"
     learning_rate = 5e-5
     switchable = False
+    kinds = ("decoder", "encoder-decoder")
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """Every parameter becomes trainable, in fp32."""
@@ -37,7 +39,7 @@ class Full(Method):
 
     def load(self, model: Any, folder: Path, *, trainable: bool = False) -> Any:
         """The backbone's weights replaced by those in `folder`. Raises InputError when they are damaged."""
-        from transformers import AutoModelForCausalLM
+        import transformers
 
         kind = check_folder(folder)["model_type"]
         if kind != model.config.model_type:
@@ -45,7 +47,8 @@ class Full(Method):
         given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         dtype = model.dtype if not trainable else None
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **LOADING, **given)
+            auto = getattr(transformers, kind_of(model).auto)
+            loaded: Any = auto.from_pretrained(folder, dtype=dtype, **LOADING, **given)
         except BROKEN as error:
             raise InputError(f"{folder}: the tuned model could not be loaded: {first_line(error)}") from error
         tuned, info = loaded

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, did_you_mean
+from ..kinds import kind_of
 from ..loading import json_object, read_tensors
 from . import Method
 
@@ -42,6 +43,7 @@ class Lora(Method):
     learning_rate = 1e-3
     mergeable = True
     several = True
+    kinds = ("decoder", "encoder-decoder")
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model wrapped by PEFT. Raises InputError for a target that names no linear layer."""
@@ -59,7 +61,7 @@ class Lora(Method):
             lora_dropout=options["dropout"],
             target_modules=self._targets(model, options["target"]),
             fan_in_fan_out=any(_is_conv1d(module) for module in model.modules()),
-            task_type="CAUSAL_LM",
+            task_type=kind_of(model).task,
         )
         torch.manual_seed(seed)  # A is drawn at random
         return get_peft_model(model, config)
@@ -212,7 +214,7 @@ def _described(model: Any, file: Path) -> tuple[Callable[..., Any], dict[str, li
         lora_dropout=dropout,
         target_modules=sorted(sizes),
         fan_in_fan_out=any(_is_conv1d(module) for module in model.modules()),
-        task_type="CAUSAL_LM",
+        task_type=kind_of(model).task,
     )
     return config, shapes
 

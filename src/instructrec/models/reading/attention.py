@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import InputError
 from .. import products
+from ..kinds import kind_of
 from ..products import Reach
 from .plan import SINK, ReadingPlan
 
@@ -190,8 +191,8 @@ def attend(
 
 
 def install(model: Any) -> None:
-    """Let a `transformers` model attend through `attend`, where it uses the function that this one stands in for."""
-    if model.config._attn_implementation == "sdpa":
+    """Let a decoder attend through `attend`, where it uses the function that this one stands in for."""
+    if kind_of(model).causal and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 

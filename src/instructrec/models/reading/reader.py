@@ -17,6 +17,7 @@ from torch import nn
 
 from ...errors import InputError
 from ...prompts.template import Rendered
+from ..kinds import kind_of, logits_at
 from ..loading import BROKEN, first_line
 from ..methods import trained_parameters
 from .attention import NAME, Decoding, Layers, Memory, Sight, Tags, stack
@@ -28,27 +29,6 @@ EXTRA = "extra.safetensors"
 _OWN_MASK = torch.zeros(1, 1, 1, 1)
 
 Switch = Callable[[Any, str], AbstractContextManager[Any]]
-
-
-@contextmanager
-def logits_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
-    """While this lasts, the model computes logits [1, N, V] at `positions` [N] of the flattened B*T tokens.
-
-    `logits_to_keep` takes one set of positions for all rows, and calling the head ourselves would lose what some
-    families do after it (Gemma-2's soft cap, Cohere's scale). Instead the hidden states are picked out on their way
-    into the head, and everything after it is the model's own.
-    """
-    head = model.get_output_embeddings()
-
-    def pick(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = inputs[0]  # [B, T, D]
-        return (hidden.reshape(-1, hidden.shape[-1])[positions].unsqueeze(0), *inputs[1:])
-
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def no_switch(model: Any, weights: str) -> AbstractContextManager[Any]:
@@ -70,10 +50,11 @@ class Reading(nn.Module):
 
     def __init__(self, model: Any, plan: ReadingPlan, switch: Switch = no_switch) -> None:
         super().__init__()
+        kind_of(model).check_plan(plan)
         self.model, self.plan, self.switch = model, plan, switch
         self.strokes = plan.most
         self.own = list(trained_parameters(model).values())
-        keys = self._shapes()
+        keys = self._shapes() if kind_of(model).causal else []  # the others remember nothing
         device = next(model.parameters()).device
         if plan.mix == "gated":
             self.gates = nn.Parameter(torch.zeros(len(keys), 2, device=device))
@@ -133,6 +114,16 @@ class Reading(nn.Module):
         with logits_at(self, positions):
             logits: torch.Tensor = self.model(input_ids=whole.ids, use_cache=False).logits
             return logits
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration."""
+        return self.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The backbone's settings of generation: how an answer begins."""
+        return self.model.generation_config
 
     def get_output_embeddings(self) -> Any:
         """The backbone's output layer."""

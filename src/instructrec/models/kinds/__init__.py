@@ -1,0 +1,104 @@
+"""Kinds of backbone: one file for each, which holds all that differs between them.
+
+Rooms above ask `kind_of(model)` or `Backbone.kind` and never a model's type.
+
+B rows, N supervised positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+
+from ...prompts.template import Rendered
+from .batch import Batch, fill, logits_at
+
+if TYPE_CHECKING:
+    from ..reading import ReadingPlan
+
+
+class Reader(Protocol):
+    """Prompts that were read, and answers that grow token by token. logits [B, V]: of each answer's first token."""
+
+    logits: torch.Tensor
+
+    def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] after one token more of each answer, tokens [B]."""
+
+
+class Kind:
+    """What differs between kinds of backbone; a model of this kind is what `auto` names, perhaps inside an adapter.
+
+    name: in words.  auto: the `transformers` class that loads it.  task: PEFT's name for what it does.
+    template: the prompt template of our own that is taken where the model brings none.
+    closed: a prompt ends with the tokenizer's end token, as the texts that the model was pretrained on did.
+    causal: one stack that sees what came before; every reading plan and the attention of ours work there only.
+    one_answer: a row has one answer, its last; a conversation is cut into one row for each.
+    kept: entries of a folder's generation settings that decide what the model is, not how answers are drawn.
+    """
+
+    name: ClassVar[str]
+    auto: ClassVar[str]
+    task: ClassVar[str]
+    template: ClassVar[str] = "alpaca"
+    closed: ClassVar[bool] = False
+    causal: ClassVar[bool] = False
+    one_answer: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def owns(self, config: Any) -> bool:
+        """Whether a model of this configuration is of this kind. Quick: asked for each batch."""
+        raise NotImplementedError
+
+    def check(self, config: Any, name: str) -> None:
+        """Raises InputError for a configuration of this kind that can't be tuned; `name` as the user gave it."""
+
+    def check_tokenizer(self, tokenizer: Any, name: str) -> None:
+        """Raises InputError where the tokenizer makes of a text what this kind can't be fed."""
+
+    def check_plan(self, plan: ReadingPlan) -> None:
+        """Raises InputError for a reading plan that this kind can't read by."""
+
+    def size(self, prompt: int, answer: int) -> int:
+        """Positions that a prompt and its answer take, to be held against those that the model has."""
+        return prompt + answer
+
+    def room(self, limit: int, prompt: int) -> int:
+        """Tokens that an answer may have after so many of the prompt, where the model has `limit` positions."""
+        return limit - prompt
+
+    def collate(self, model: Any, rows: Sequence[Rendered], pad_id: int, numbers: Sequence[int] = ()) -> Batch:
+        """Rows of unequal length as one batch."""
+        raise NotImplementedError
+
+    def logits(self, model: Any, batch: Batch, head_of: Any) -> torch.Tensor:
+        """Logits [N, V] for the targets of a batch. head_of: owns the output layer where `model` is a wrapper."""
+        with logits_at(head_of, batch.positions):
+            logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+        return logits[0]
+
+    def start(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> Reader:
+        """Prompts read in one go, ready for their answers."""
+        raise NotImplementedError
+
+
+from .decoder import Decoder  # noqa: E402  the kinds need the base class above
+from .encoder_decoder import EncoderDecoder  # noqa: E402
+
+# The decoder comes last: it owns what no other does.
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (EncoderDecoder(), Decoder())}
+
+
+def kind_of(model: Any) -> Kind:
+    """The kind of a model, also inside an adapter or behind a reading plan."""
+    return by_config(getattr(model, "config", None))
+
+
+def by_config(config: Any) -> Kind:
+    """The kind of a configuration."""
+    return next(kind for kind in KINDS.values() if kind.owns(config))
+
+
+__all__ = ["KINDS", "Batch", "Kind", "Reader", "by_config", "fill", "kind_of", "logits_at"]

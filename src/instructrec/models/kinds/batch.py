@@ -1,0 +1,90 @@
+"""Rows as tensors, and logits at some of their positions.
+
+B rows of a micro-batch, T tokens of its longest row, U tokens of its longest answer, N supervised positions, D width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from ..reading import Pass
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch.
+
+    ids [B, T] token ids, filled up on the right.  mask [B, T] bool, or None when nothing was filled up.
+    positions [N]: index into the B*T tokens from which a supervised token is predicted.  targets [N]: that token.
+    owners [N]: place in the batch of the row that it belongs to.  rows: numbers of the rows.
+    passes: where a reading plan wants several, with ids and mask of the last, to which the positions belong.
+    answers [B, U]: what a decoder beside an encoder is fed; `positions` then count in its B*U tokens.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+    positions: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+    rows: tuple[int, ...]
+    passes: tuple[Pass, ...] = ()
+    answers: torch.Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor | None]:
+        """What the model's forward is given."""
+        given = {"input_ids": self.ids, "attention_mask": self.mask}
+        return given if self.answers is None else given | {"decoder_input_ids": self.answers}
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "targets", "owners")}
+        for name in ("mask", "answers"):
+            part = getattr(self, name)
+            moved[name] = None if part is None else part.to(device)
+        return replace(self, **moved, passes=tuple(one.to(device) for one in self.passes))
+
+
+def fill(rows: Sequence[Sequence[int]], value: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of unequal length as [B, T] filled up on the right with `value`, and the mask [B, T] of what is theirs."""
+    width = max(1, *(len(row) for row in rows)) if rows else 1
+    ids = np.full((len(rows), width), value, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+        mask[number, : len(row)] = True
+    return ids, mask
+
+
+def as_mask(mask: np.ndarray) -> torch.Tensor | None:
+    """None where nothing was filled up: attention is quicker without a mask."""
+    return None if mask.all() else torch.from_numpy(mask)
+
+
+@contextmanager
+def logits_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
+    """While this lasts, the model computes logits [1, N, V] at `positions` [N] of the flattened B*T tokens.
+
+    `logits_to_keep` takes one set of positions for all rows, and calling the head ourselves would lose what some
+    families do after it (Gemma-2's soft cap, Cohere's scale). Instead the hidden states are picked out on their way
+    into the head, and everything after it is the model's own.
+    """
+    head = model.get_output_embeddings()
+
+    def pick(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = inputs[0]  # [B, T, D]
+        return (hidden.reshape(-1, hidden.shape[-1])[positions].unsqueeze(0), *inputs[1:])
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
