@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+ShotsBy = Literal["random", "balanced", "bm25", "embedding", "diverse"]
 
 
 class Settings(BaseModel):
@@ -213,6 +214,7 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
         description="what to compare, separated by commas: base, reread (where strokes > 1), few_shot, tuned",
     )
     shots: PositiveInt = Field(3, description="rows shown to the few-shot model")
+    shots_by: ShotsBy = Field("random", description="which rows: drawn, of each label in turn, or the nearest")
     max_new_tokens: PositiveInt | None = Field(
         None, description="tokens of an answer at most; default: by the longest right one"
     )

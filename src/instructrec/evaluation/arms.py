@@ -12,10 +12,11 @@ from typing import Any
 
 from ..data.records import Record
 from ..errors import InputError, Problem, did_you_mean
+from ..inference.embedding import embedder
 from ..inference.engine import Sampling, generate
 from ..inference.loading import Loaded
 from ..models.reading import Reading, ReadingPlan
-from ..prompts.fewshot import pick_shots, with_shots
+from ..prompts.fewshot import Picker, with_shots
 from ..prompts.template import Rendered
 from ..training.loss import row_losses
 
@@ -77,8 +78,11 @@ def choose_arms(wanted: str, loaded: Loaded, pool: Sequence[Record]) -> tuple[li
 class Bench:
     """Runs the arms of one loaded target."""
 
-    def __init__(self, loaded: Loaded, pool: Sequence[Record], shots: int, seed: int, batch_rows: int) -> None:
-        self.loaded, self.pool, self.shots, self.seed, self.batch_rows = loaded, pool, shots, seed, batch_rows
+    def __init__(
+        self, loaded: Loaded, pool: Sequence[Record], shots: int, seed: int, batch_rows: int, by: str = "random"
+    ) -> None:
+        self.loaded, self.batch_rows = loaded, batch_rows
+        self.picker = Picker(pool, shots, by=by, seed=seed, vectors=embedder(loaded))
 
     def model_of(self, arm: str) -> AbstractContextManager[Any]:
         """The model of an arm, for as long as the block lasts."""
@@ -138,7 +142,7 @@ class Bench:
 
     def _with_shots(self, record: Record, plain: Rendered, budget: int) -> tuple[Rendered, int]:
         """The row with as many examples as the model can hold; `plain` is the row without any."""
-        chosen = pick_shots(record, self.pool, self.shots, self.seed)
+        chosen = self.picker.pick(record)
         while chosen:
             row = _answer_only(self.loaded.renderer.render(with_shots(record, chosen)))
             if self._fits(row, budget, again=False):

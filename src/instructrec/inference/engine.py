@@ -116,7 +116,8 @@ class _Planned:
 
 
 @torch.inference_mode()
-def _start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int) -> Reader:
+def start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int) -> Reader:
+    """Prompts that were read, ready for answers of `room` tokens at most."""
     if not isinstance(model, Reading):
         return kind_of(model).start(model, [prompt.ids for prompt in prompts], pad_id)
     if model.plan.one_pass(model.strokes):  # repeated tokens say it all
@@ -131,7 +132,7 @@ def _steps(
     """One token for every prompt at a time, until all have ended. A row that has ended repeats its stop id."""
     generator = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids))
-    reader = _start(model, prompts, pad_id, sampling.max_new_tokens)
+    reader = start(model, prompts, pad_id, sampling.max_new_tokens)
     logits = reader.logits
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     for left in range(sampling.max_new_tokens, 0, -1):

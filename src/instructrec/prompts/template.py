@@ -188,7 +188,7 @@ class Renderer:
             supervised += flags
         prompt_end = len(ids)
         if answered:
-            answer = self._answer_ids(turns, prompt.text)
+            answer = sum(self._answer_ids(turns, prompt.text), [])
             ids += answer
             supervised += [turns[-1].supervised] * len(answer)
         end_of_x = prompt_end if instruction_end is None else instruction_end
@@ -202,6 +202,13 @@ class Renderer:
     def prompt_ids(self, record: Record) -> list[int]:
         """Its token ids alone."""
         return self.prompt(record).ids
+
+    def answer_ids(self, record: Record) -> tuple[list[int], list[int]]:
+        """Ids of a record's answer as they stand behind its prompt, and those that end it."""
+        turns = [Turn("system", self.system)] if self.system and not record.system else []
+        turns += record.turns
+        _check_characters(turns)
+        return self._answer_ids(turns, self._plain(turns[:-1], header=True) + self._lead)
 
     def decode(self, ids: Sequence[int]) -> str:
         """An answer's text: generated ids without end tokens, outer white space removed."""
@@ -243,8 +250,8 @@ class Renderer:
                 return match.start()
         return len(prompt.text)
 
-    def _answer_ids(self, turns: Sequence[Turn], prompt: str) -> list[int]:
-        """The last answer with its end token; one is appended where the template has none.
+    def _answer_ids(self, turns: Sequence[Turn], prompt: str) -> tuple[list[int], list[int]]:
+        """The last answer, and its end token; one is appended where the template has none.
 
         White space that the template puts between prompt and answer is part of what the model has to generate, so it
         is part of the answer.
@@ -259,7 +266,7 @@ class Renderer:
         ids = self._encode(piece, 0, len(piece.text), first=False)
         tail = self._tokens(full.text[end:], first=False)
         flags = self._end_flags(tail)
-        return ids + (tail[: sum(flags)] if any(flags) else [self.tokenizer.eos_token_id])
+        return ids, tail[: sum(flags)] if any(flags) else [self.tokenizer.eos_token_id]
 
     def _end_flags(self, piece: Sequence[int]) -> list[bool]:
         """True up to and including the first special token: the end of the answer before this piece."""

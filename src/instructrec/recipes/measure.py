@@ -126,7 +126,7 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
     for note in loaded.notes:
         console.warn(note)
     notes += loaded.notes
-    bench = Bench(loaded, pool, settings.shots, settings.seed, settings.batch_rows)
+    bench = Bench(loaded, pool, settings.shots, settings.seed, settings.batch_rows, settings.shots_by)
     asked = _ask(suites, bench, arms, settings.max_new_tokens)
     report = empty_report(loaded.run or _untuned(loaded, target), target) | {
         "command": command or f"evaluate({target!r}, …)",
@@ -360,7 +360,8 @@ def _detail(arm: str, loaded: Loaded, settings: EvaluateSettings) -> str:
     if arm == "reread":
         return f"{loaded.backbone.name}, not tuned, the instruction read {loaded.strokes} times"
     if arm == "few_shot":
-        return f"{loaded.backbone.name} with up to {settings.shots} training rows in its prompt"
+        how = "" if settings.shots_by == "random" else f", chosen by {settings.shots_by}"
+        return f"{loaded.backbone.name} with up to {settings.shots} training rows in its prompt{how}"
     return f"{loaded.backbone.name}, not tuned"
 
 
