@@ -69,9 +69,10 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def tensors_in(folder: Path) -> list[torch.Tensor]:
-    """All tensors of all safetensors files of a folder."""
-    return [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in load_file(file).values()]
+def tensors_in(folder: Path, but: Sequence[str] = ()) -> list[torch.Tensor]:
+    """All tensors of all safetensors files of a folder, less those of some names."""
+    files = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
+    return [tensor for tensors in files for name, tensor in tensors.items() if name not in but]
 
 
 __all__ = [

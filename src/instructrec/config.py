@@ -57,6 +57,39 @@ class LoraSettings(Settings):
     target: str = Field("all-linear", description="all-linear, or module names separated by commas")
 
 
+class SoftPromptSettings(Settings):
+    """What the methods share that put learned positions in front of every row."""
+
+    group: ClassVar[str] = "Soft prompts"
+    length: int = Field(20, ge=1, le=1024, description="learned positions in front of every row")
+    init: Literal["text", "vocabulary", "random"] = Field(
+        "text", description="first values: those of real text, of words drawn from the vocabulary, or random numbers"
+    )
+    text: str = Field("", description="the text to start from; default: what training rows ask")
+
+
+class PrefixTuningSettings(SoftPromptSettings):
+    """Prefix-Tuning (arXiv 2101.00190): learned keys and values in all layers."""
+
+    group: ClassVar[str] = "Prefix-Tuning (--method prefix_tuning)"
+
+
+class PromptTuningSettings(SoftPromptSettings):
+    """Prompt tuning (arXiv 2104.08691): learned embeddings."""
+
+    group: ClassVar[str] = "Prompt tuning (--method prompt_tuning)"
+
+
+class PTuningSettings(SoftPromptSettings):
+    """P-tuning (arXiv 2103.10385): embeddings that a small network makes."""
+
+    group: ClassVar[str] = "P-tuning (--method p_tuning)"
+    encoder: Literal["mlp", "lstm"] = Field("mlp", description="the network that makes the embeddings")
+    width: int = Field(0, ge=0, le=8192, description="width of its hidden layer; 0: that of the model")
+    layers: int = Field(2, ge=1, le=8, description="layers of the LSTM")
+    dropout: Share = Field(0.0, description="dropout between layers of the LSTM")
+
+
 class FullSettings(Settings):
     """Full fine-tuning has no settings of its own."""
 
@@ -80,6 +113,9 @@ class ModelSettings(Settings):
     method: str = Field("lora", description="tuning method")
     lora: LoraSettings = Field(default_factory=LoraSettings)
     full: FullSettings = Field(default_factory=FullSettings)
+    prefix_tuning: PrefixTuningSettings = Field(default_factory=PrefixTuningSettings)
+    prompt_tuning: PromptTuningSettings = Field(default_factory=PromptTuningSettings)
+    p_tuning: PTuningSettings = Field(default_factory=PTuningSettings)
 
 
 class TemplateSettings(Settings):

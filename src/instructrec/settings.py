@@ -174,7 +174,7 @@ def leaves_of(cls: type[Settings]) -> dict[str, Leaf]:
         if isinstance(base, type) and issubclass(base, Settings):
             for leaf in leaves_of(base).values():
                 key = f"{name}.{leaf.key}"
-                leaves[key] = Leaf(key, leaf.base, leaf.optional, leaf.want, leaf.default, leaf.description, leaf.group)
+                leaves[key] = Leaf(key, leaf.base, leaf.optional, leaf.want, leaf.default, leaf.description, base.group)
             continue
         owner = next(parent for parent in cls.__mro__ if name in parent.__dict__.get("__annotations__", {}))
         base = dict if get_origin(base) is dict else base

@@ -17,6 +17,7 @@ import tiny
 from instructrec.errors import InputError
 from instructrec.models import methods
 from instructrec.models.methods import METHODS, Method, trained_parameters
+from instructrec.models.reading import install
 
 IDS = torch.arange(6, 36).reshape(1, 30)  # [B, T]; longer than the tiny Gemma's window of 16
 Tuned = tuple[Method, Any, Any]
@@ -27,9 +28,25 @@ def method(request: pytest.FixtureRequest) -> Method:
     return METHODS[request.param]
 
 
+# Saved tensors that are made from trained ones, for programs that know nothing of those.
+DERIVED = {"p_tuning": ["prompt_embeddings"]}
+# Methods whose start is drawn by the seed.
+DRAWN = {"lora", "p_tuning", "prefix_tuning", "prompt_tuning"}
+
+
+def backbone(kind: str) -> Any:
+    """A tiny model that attends as it does in every run."""
+    return attending(tiny.model(kind))
+
+
+def attending(model: Any) -> Any:
+    install(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    return model
+
+
 @pytest.fixture
 def attached(method: Method, kind: str) -> Any:
-    return method.attach(tiny.model(kind), learning.options_of(method), 0).eval()
+    return method.attach(backbone(kind), learning.options_of(method), 0).eval()
 
 
 @pytest.fixture
@@ -52,7 +69,7 @@ def test_there_are_methods_to_test() -> None:
 
 
 def test_output_is_unchanged_at_the_start(method: Method, attached: Any, kind: str) -> None:
-    base = logits(tiny.model(kind))
+    base = logits(backbone(kind))
     difference = largest_difference(logits(attached), base)
     assert difference == 0.0 if method.identity_at_start else difference > 1e-6
 
@@ -69,7 +86,7 @@ def test_every_own_parameter_moves_and_no_other(attached: Any, kind: str) -> Non
 
 
 def test_switched_off_is_the_base_model(method: Method, tuned: Any, kind: str) -> None:
-    base, with_method = logits(tiny.model(kind)), logits(tuned)
+    base, with_method = logits(backbone(kind)), logits(tuned)
     assert largest_difference(with_method, base) > 1e-3
     if not method.switchable:
         text = f"method: '{method.name}' can't be switched off: it changes the model's own weights"
@@ -87,9 +104,9 @@ def test_save_reseed_load(method: Method, tuned: Any, kind: str, tmp_path: Path)
     want = logits(tuned)
     trained = {name: weight.detach().clone() for name, weight in trained_parameters(tuned).items()}
     torch.manual_seed(4321)
-    answering = method.load(tiny.model(kind), tmp_path).eval()
+    answering = attending(method.load(backbone(kind), tmp_path)).eval()
     assert torch.equal(logits(answering), want)
-    again = method.load(tiny.model(kind), tmp_path, trainable=True)
+    again = method.load(backbone(kind), tmp_path, trainable=True)
     assert learning.same(dict(trained_parameters(again)), trained)
     learning.take_steps(again, 1, len(tiny.tokenizer(kind)))
     assert not torch.equal(logits(again), want)
@@ -97,7 +114,7 @@ def test_save_reseed_load(method: Method, tuned: Any, kind: str, tmp_path: Path)
 
 def test_exactly_the_trained_weights_are_saved(method: Method, tuned: Any, tmp_path: Path) -> None:
     method.save(tuned, tmp_path, "tiny")
-    saved = sorted(tensor.numpy().tobytes() for tensor in learning.tensors_in(tmp_path))
+    saved = sorted(tensor.numpy().tobytes() for tensor in learning.tensors_in(tmp_path, DERIVED.get(method.name, ())))
     trained = sorted(weight.detach().numpy().tobytes() for weight in trained_parameters(tuned).values())
     assert saved == trained
 
@@ -135,8 +152,8 @@ def test_a_batch_neighbour_never_changes_a_row(tuned: Any, side: str) -> None:
     ids[1, place], mask[1, place] = short[0], 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     together = logits(tuned, ids, mask, position_ids=positions)
-    assert largest_difference(together[:1], logits(tuned)) <= 1e-4
-    assert largest_difference(together[1:, place], logits(tuned, short)) <= 1e-4
+    assert largest_difference(together[:1], logits(tuned)) <= 1e-5
+    assert largest_difference(together[1:, place], logits(tuned, short)) <= 1e-5
 
 
 @torch.no_grad()
@@ -146,15 +163,32 @@ def test_step_by_step_equals_one_pass(tuned: Any) -> None:
         out = tuned(input_ids=IDS[:, place : place + 1], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         steps.append(out.logits)
-    assert largest_difference(torch.cat(steps, 1), want) <= 1e-4
+    assert largest_difference(torch.cat(steps, 1), want) <= 1e-5
 
 
 def test_the_seed_decides_the_start(method: Method) -> None:
     options = learning.options_of(method)
-    one, same, other = (method.attach(tiny.model("llama"), options, seed) for seed in (1, 1, 2))
+    one, same, other = (method.attach(backbone("llama"), options, seed) for seed in (1, 1, 2))
     assert learning.same(learning.weights_of(one), learning.weights_of(same))
-    if method.name == "lora":
-        assert not learning.same(learning.weights_of(one), learning.weights_of(other))
+    drawn = not learning.same(learning.weights_of(one), learning.weights_of(other))
+    assert drawn == (method.name in DRAWN)
+
+
+def test_recomputed_activations_give_the_same_gradients(method: Method, kind: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = method.attach(backbone(kind), learning.options_of(method), 0)
+        learning.take_steps(model, 1, len(tiny.tokenizer(kind)))  # away from zeros that hide gradients
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        model.train()(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        gradients.append({name: weight.grad for name, weight in trained_parameters(model).items()})
+    plain, recomputed = gradients
+    for name, gradient in plain.items():
+        assert gradient is not None and recomputed[name] is not None, name
+        assert largest_difference(gradient, recomputed[name]) <= 1e-5 * float(gradient.abs().max()), name
+    assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-4
 
 
 # -- the registry ---------------------------------------------------------------------------------------------------
@@ -224,7 +258,7 @@ def test_a_method_of_one_class_and_one_line_keeps_the_contract(
     promise: Callable[..., None], shift: Method, kind: str, tmp_path: Path
 ) -> None:
     assert methods.get("shift") is shift
-    model = shift.attach(tiny.model(kind), {}, 0).eval()
+    model = shift.attach(backbone(kind), {}, 0).eval()
     if promise not in (test_output_is_unchanged_at_the_start, test_every_own_parameter_moves_and_no_other):
         learning.take_steps(model, 2, len(tiny.tokenizer(kind)))
     known = {"method": shift, "attached": model, "tuned": model, "kind": kind, "tmp_path": tmp_path}

@@ -149,6 +149,7 @@ def open_target(
         for name in plan.adapters:
             method.load_more(model, folder, name)
         model = model.to(dtype).eval()
+    base = methods.narrowed(base, method, method.positions_of(model))
     asked = renderer.with_system(system) if system else renderer
     if plan.plain and dial == 1:
         return Loaded(base, model, asked, method, run, folder, precision)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import console
-from ..config import TuneSettings
+from ..config import Settings, TuneSettings
 from ..data.records import Record, Rows
 from ..errors import InputError
 from ..files import place, write_json
-from ..models.methods import Method, get
+from ..models.methods import Method, get, narrowed
 from ..settings import checked
 from .reading import behind, check_positions, one_answer_each, plan_of
 from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic
@@ -142,12 +142,17 @@ class _Run:
         kind.check_plan(self.reading)
         if kind.one_answer or not self.reading.plain:
             self._one_answer_each()
+        own = getattr(settings, method.name, None)
+        options = own.model_dump() if isinstance(own, Settings) else {}
+        self.backbone = narrowed(self.backbone, method, taken := method.positions(options))
         self.renderer = renderer_for(self.backbone, settings.template, settings.system)
         self.renderer.with_reading(self.reading.to_json())
         self.max_length = settings.max_length or self.backbone.default_length
         if self.max_length > self.backbone.max_positions:
-            limit = self.backbone.max_positions
-            raise InputError(f"max_length: more than this model can hold (got {self.max_length}, want at most {limit})")
+            wanted = f"want at most {self.backbone.max_positions}"
+            if taken:
+                wanted += f" beside the {taken} of {method.name}"
+            raise InputError(f"max_length: more than this model can hold (got {self.max_length}, {wanted})")
         self.fitted = fit(
             self.parts.train,
             self.renderer,
@@ -160,7 +165,6 @@ class _Run:
         self.fitted = check_positions(self.fitted, self.reading, self.backbone, settings.on_long)
         if not self.fitted.rendered:
             raise InputError("no rows are left to train on")
-        options = getattr(settings, method.name).model_dump() if hasattr(settings, method.name) else {}
         self.identity = identity(settings, self.rows, self.watched_files, self.backbone, self.renderer)
         self.start = None
         if settings.resume:
@@ -177,6 +181,8 @@ class _Run:
             self.tuned = method.attach(self.backbone.model, options, settings.seed)
         rows = self.fitted.rendered
         self.model = behind(self.reading, self.tuned, method, options, settings.seed, rows=rows, checkpoint=before)
+        if not before:
+            method.start(self.tuned, options, settings.seed, rows=rows, tokenizer=self.backbone.tokenizer)
         if settings.checkpointing:
             self.tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.tuned.enable_input_require_grads()
@@ -206,7 +212,7 @@ class _Run:
         self.model.to(accelerator.device)
         training = Training(self.model, self.fitted.rendered, self._plan(), accelerator)
         monitor = make_monitor(self.parts, settings)
-        self.watcher = watcher = Watcher(
+        self.watcher = Watcher(
             self.model, self.backbone, self.renderer, self.parts, settings, accelerator.autocast, self.max_length
         )
         first = self._begin(training, monitor)
@@ -245,8 +251,7 @@ class _Run:
                 else:
                     bar.advance(1, loss=entry["loss"])
 
-            look = watcher.look if self.parts.sets else None
-            hooks = Hooks(look=look, log=log, save=save, stop=lambda: caught.reason)
+            hooks = Hooks(look=self._look if self.parts.sets else None, log=log, save=save, stop=lambda: caught.reason)
             # Under autocast PEFT would cast what comes in to the adapter's fp32, and autocast straight back again.
             with disable_input_dtype_casting(self.tuned, active=accelerator.mixed_precision == "bf16"):
                 outcome = training.run(monitor, hooks, first)
@@ -260,6 +265,12 @@ class _Run:
         best = monitor.best_step or outcome.steps
         self._finish(best, outcome, monitor, time.monotonic() - started)
         return TuneResult(folder.path, best, outcome.steps, outcome.stopped)
+
+    def _look(self, step: int) -> Mapping[str, Mapping[str, float]]:
+        """Figures on held-out rows; those before the first step are the untuned model's, whatever is attached to it."""
+        untuned = step == 0 and not self.method.identity_at_start and self.method.switchable
+        with self.method.disabled(self.tuned) if untuned else nullcontext():
+            return self.watcher.look(step)
 
     def _write_weights(self, folder: Path) -> None:
         self.method.save(self.tuned, folder, self.backbone.name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ...errors import InputError, did_you_mean
+from ...prompts.template import Rendered
 
 
 class Method:
@@ -38,6 +40,19 @@ class Method:
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model made trainable by this method. Checks precede any change to the model."""
         raise NotImplementedError
+
+    def start(
+        self, model: Any, options: Mapping[str, Any], seed: int, *, rows: Sequence[Rendered], tokenizer: Any
+    ) -> None:
+        """Better first values than `attach` could give, from the rows that will be trained on."""
+
+    def positions(self, options: Mapping[str, Any]) -> int:
+        """Positions of the backbone that the method takes for itself, so that rows have fewer."""
+        return 0
+
+    def positions_of(self, model: Any) -> int:
+        """The same of a loaded model."""
+        return 0
 
     def save(self, model: Any, folder: Path, base: str) -> None:
         """Write the trained weights into `folder` (PEFT's names and format where it has the method)."""
@@ -93,6 +108,14 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
+def narrowed(backbone: Any, method: Method, taken: int) -> Any:
+    """The backbone with the positions that are left for rows. Raises InputError where none is left."""
+    limit = backbone.max_positions
+    if taken >= limit:
+        raise InputError(f"{method.name}.length: leaves rows no position (got {taken}, want less than {limit})")
+    return replace(backbone, max_positions=limit - taken) if taken else backbone
+
+
 def trained_parameters(model: Any) -> dict[str, Any]:
     """Name -> parameter for everything the optimizer may change: the module is asked, names are never matched."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -100,6 +123,12 @@ def trained_parameters(model: Any) -> dict[str, Any]:
 
 from .full import Full  # noqa: E402  registration needs the base class above
 from .lora import Lora  # noqa: E402
+from .p_tuning import PTuning  # noqa: E402
+from .prefix_tuning import PrefixTuning  # noqa: E402
+from .prompt_tuning import PromptTuning  # noqa: E402
 
 register(Full())
 register(Lora())
+register(PrefixTuning())
+register(PromptTuning())
+register(PTuning())

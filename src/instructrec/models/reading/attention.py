@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...errors import InputError
 from .. import products
 from ..kinds import kind_of
+from ..prefix import Prefix
 from ..products import Reach
 from .plan import SINK, ReadingPlan
 
@@ -170,11 +171,15 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     reading: Sight | Decoding | None = None,
+    prefix: Prefix | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function: the library's own, over the memory and with the mask of `reading` where there is one."""
+    """The attention function: the library's own, over the memory and with the mask of `reading` where there is one;
+    `prefix` stands before everything else."""
     special = [name for name in _REFUSED if kwargs.get(name) is not None]
     blocks = None
+    if special and prefix is not None:
+        raise InputError(f"this model's attention needs '{special[0]}'")
     if reading is not None:
         if special:
             raise InputError(f"strokes: this model's attention needs '{special[0]}'; it can be tuned with strokes=1")
@@ -182,6 +187,12 @@ def attend(
         attention_mask, blocks = reading.mask(kwargs.get("sliding_window"), query.dtype)
         kwargs["is_causal"] = False
     causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
+    if prefix is not None:
+        own, tokens = key.shape[2], query.shape[2]
+        key, value = prefix.extend(module.layer_idx, key, value)
+        if attention_mask is not None or (causal and query.device.type != "cpu"):
+            attention_mask = prefix.widen(attention_mask, tokens, own, query.device)
+        blocks = prefix.shift(blocks)
     masked = attention_mask is not None
     # One masked query is the one case in which the fused kernel is the quicker one on a processor.
     if query.device.type == "cpu" and not special and (query.shape[2] > 1 if masked else causal):
