@@ -56,14 +56,14 @@ ARMS = {
     "lora, dora": Arm({"method": "lora", "lora": {"dora": True}}, (5e-4, 1e-3, 2e-3)),
     "adapter": Arm({"method": "adapter"}, (5e-4, 1e-3, 2e-3)),
     "ia3": Arm({"method": "ia3"}, (3e-3, 1e-2, 3e-2)),
-    "prefix": Arm({"method": "prefix"}, (3e-3, 1e-2, 3e-2)),
-    "prompt": Arm({"method": "prompt"}, (3e-3, 1e-2, 3e-2)),
-    "ptuning": Arm({"method": "ptuning"}, (1e-3, 3e-3, 1e-2)),
+    "prefix_tuning": Arm({"method": "prefix_tuning"}, (3e-3, 1e-2, 3e-2)),
+    "prompt_tuning": Arm({"method": "prompt_tuning"}, (3e-3, 1e-2, 3e-2)),
+    "p_tuning": Arm({"method": "p_tuning"}, (1e-3, 3e-3, 1e-2)),
 }
 # What good initial values are worth: the same methods from random ones.
 RANDOM = {
-    "prefix, random": Arm({"method": "prefix", "prefix": {"init": "random"}}, (3e-3, 1e-2, 3e-2)),
-    "prompt, random": Arm({"method": "prompt", "prompt": {"init": "random"}}, (3e-3, 1e-2, 3e-2)),
+    "prefix_tuning, random": Arm({"method": "prefix_tuning", "prefix_tuning": {"init": "random"}}, (3e-3, 1e-2, 3e-2)),
+    "prompt_tuning, random": Arm({"method": "prompt_tuning", "prompt_tuning": {"init": "random"}}, (3e-3, 1e-2, 3e-2)),
 }
 ALL = ARMS | RANDOM
 BANKING = (
