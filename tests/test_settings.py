@@ -146,7 +146,10 @@ def test_every_problem_at_once_each_with_its_line() -> None:
         ("epochs:", "epochs: has no value (want a number above 0)"),
         ("columns: text", "columns: not the right kind (got text, want pairs such as instruction=text,answer=label)"),
         ("schedule: cosin", "schedule: unknown value (got cosin, want cosine, linear or constant)"),
-        ("lora: 8", "lora: is a section (want it to hold some of lora.rank, lora.alpha, lora.dropout, lora.target)"),
+        (
+            "lora: 8",
+            "lora: is a section (want it to hold some of lora.rank, lora.alpha, lora.dropout, lora.target, lora.dora, lora.rslora)",
+        ),
         ("data: {a: b}", "data: want a file name or a list of file names"),
         ("data: []", "data: want a file name or a list of file names"),
     ],

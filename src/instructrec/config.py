@@ -55,6 +55,29 @@ class LoraSettings(Settings):
     alpha: PositiveFloat = Field(32.0, description="scale: the update is multiplied by alpha / rank")
     dropout: Share = Field(0.0, description="dropout on the input of the update")
     target: str = Field("all-linear", description="all-linear, or module names separated by commas")
+    dora: bool = Field(False, description="DoRA: learn the length of each output's weights beside their direction")
+    rslora: bool = Field(False, description="rsLoRA: the update is multiplied by alpha / sqrt(rank) instead")
+
+
+class Ia3Settings(Settings):
+    """IA3 (arXiv 2205.05638): learned scales of keys, values and inner feed-forward activations."""
+
+    group: ClassVar[str] = "IA3 (--method ia3)"
+    target: str = Field(
+        "auto", description="auto: keys, values, last feed-forward layers; or module names separated by commas"
+    )
+
+
+class AdapterSettings(Settings):
+    """Bottleneck task adapter (arXiv 1902.00751)."""
+
+    group: ClassVar[str] = "Task adapter (--method adapter)"
+    width: PositiveInt = Field(64, description="width of the bottleneck")
+    placement: Literal["houlsby", "pfeiffer"] = Field(
+        "houlsby", description="behind attention and feed-forward layers, or behind feed-forward layers only"
+    )
+    activation: Literal["gelu", "relu", "silu"] = Field("gelu", description="what bends the bottleneck")
+    dropout: Share = Field(0.0, description="dropout inside the bottleneck")
 
 
 class SoftPromptSettings(Settings):
@@ -116,6 +139,8 @@ class ModelSettings(Settings):
     prefix_tuning: PrefixTuningSettings = Field(default_factory=PrefixTuningSettings)
     prompt_tuning: PromptTuningSettings = Field(default_factory=PromptTuningSettings)
     p_tuning: PTuningSettings = Field(default_factory=PTuningSettings)
+    ia3: Ia3Settings = Field(default_factory=Ia3Settings)
+    adapter: AdapterSettings = Field(default_factory=AdapterSettings)
 
 
 class TemplateSettings(Settings):

@@ -18,7 +18,7 @@ from instructrec.errors import InputError
 from instructrec.models.methods import METHODS
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-PLAIN = "this version takes plain LoRA only"
+PLAIN = "this version takes LoRA, DoRA and rsLoRA only"
 
 
 def refused(folder: Path, model: Any = None) -> str:
@@ -49,8 +49,9 @@ def change_weights(folder: Path, **values: Any) -> Path:
     [
         ({"peft_type": "IA3"}, "peft_type: not LoRA (got 'IA3')"),
         ({"peft_type": ["LORA"]}, "peft_type: not LoRA (got ['LORA'])"),
-        ({"use_dora": True}, f"use_dora: {PLAIN} (got True)"),
-        ({"use_rslora": True}, f"use_rslora: {PLAIN} (got True)"),
+        ({"use_dora": "yes"}, "use_dora: not a switch (got 'yes', want true or false)"),
+        ({"use_rslora": 1}, "use_rslora: not a switch (got 1, want true or false)"),
+        ({"use_qalora": True}, f"use_qalora: {PLAIN} (got True)"),
         ({"bias": "all"}, f"bias: {PLAIN} (got 'all')"),
         ({"lora_bias": True}, f"lora_bias: {PLAIN} (got True)"),
         ({"modules_to_save": ["embed_tokens"]}, f"modules_to_save: {PLAIN} (got ['embed_tokens'])"),

@@ -72,7 +72,7 @@ def test_targets_that_no_file_can_be(command: Any, rows: Path, name: str) -> Non
 @pytest.mark.parametrize("name", [*UNKNOWN, ".", "..", "", "__class__"])
 def test_methods_that_are_not_there(command: Any, rows: Path, name: str) -> None:
     ended = command("tune", str(rows), "--method", name, "--out", "run")
-    assert ended == (2, f"method: unknown tuning method '{name}', known: full, lora\n")
+    assert ended == (2, f"method: unknown tuning method '{name}', known: adapter, full, ia3, lora\n")
 
 
 @pytest.mark.parametrize("name", [*UNKNOWN, ".", ".."])

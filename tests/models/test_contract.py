@@ -23,15 +23,24 @@ IDS = torch.arange(6, 36).reshape(1, 30)  # [B, T]; longer than the tiny Gemma's
 Tuned = tuple[Method, Any, Any]
 
 
-@pytest.fixture(params=sorted(METHODS))
-def method(request: pytest.FixtureRequest) -> Method:
-    return METHODS[request.param]
+# Options that make another method of one: the contract holds for them as well.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora+dora": ("lora", {"dora": True}),
+    "lora+rslora": ("lora", {"rslora": True}),
+    "adapter+pfeiffer": ("adapter", {"placement": "pfeiffer", "activation": "relu"}),
+}
+CASES = {name: (name, {}) for name in sorted(METHODS)} | VARIANTS
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 # Saved tensors that are made from trained ones, for programs that know nothing of those.
 DERIVED = {"p_tuning": ["prompt_embeddings"]}
 # Methods whose start is drawn by the seed.
-DRAWN = {"lora", "p_tuning", "prefix_tuning", "prompt_tuning"}
+DRAWN = {"adapter", "lora", "p_tuning", "prefix_tuning", "prompt_tuning"}
 
 
 def backbone(kind: str) -> Any:
@@ -45,8 +54,18 @@ def attending(model: Any) -> Any:
 
 
 @pytest.fixture
-def attached(method: Method, kind: str) -> Any:
-    return method.attach(backbone(kind), learning.options_of(method), 0).eval()
+def method(case: str) -> Method:
+    return METHODS[CASES[case][0]]
+
+
+@pytest.fixture
+def options(case: str, method: Method) -> dict[str, Any]:
+    return learning.options_of(method) | CASES[case][1]
+
+
+@pytest.fixture
+def attached(method: Method, options: dict[str, Any], kind: str) -> Any:
+    return method.attach(backbone(kind), options, 0).eval()
 
 
 @pytest.fixture
@@ -65,7 +84,8 @@ def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_there_are_methods_to_test() -> None:
-    assert {"full", "lora"} <= METHODS.keys()
+    assert {"full", "lora", "ia3", "adapter"} <= METHODS.keys()
+    assert {name for name, _ in VARIANTS.values()} <= METHODS.keys()
 
 
 def test_output_is_unchanged_at_the_start(method: Method, attached: Any, kind: str) -> None:
@@ -166,18 +186,17 @@ def test_step_by_step_equals_one_pass(tuned: Any) -> None:
     assert largest_difference(torch.cat(steps, 1), want) <= 1e-5
 
 
-def test_the_seed_decides_the_start(method: Method) -> None:
-    options = learning.options_of(method)
+def test_the_seed_decides_the_start(method: Method, options: dict[str, Any]) -> None:
     one, same, other = (method.attach(backbone("llama"), options, seed) for seed in (1, 1, 2))
     assert learning.same(learning.weights_of(one), learning.weights_of(same))
     drawn = not learning.same(learning.weights_of(one), learning.weights_of(other))
     assert drawn == (method.name in DRAWN)
 
 
-def test_recomputed_activations_give_the_same_gradients(method: Method, kind: str) -> None:
+def test_recomputed_activations_give_the_same_gradients(method: Method, options: dict[str, Any], kind: str) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = method.attach(backbone(kind), learning.options_of(method), 0)
+        model = method.attach(backbone(kind), options, 0)
         learning.take_steps(model, 1, len(tiny.tokenizer(kind)))  # away from zeros that hide gradients
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

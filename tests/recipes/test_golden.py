@@ -29,8 +29,8 @@ from instructrec.training.monitor import Monitor
 FILE = Path(__file__).with_name("golden.json")
 CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
 STEPS, SAME_MACHINE, ANOTHER = 10, 1e-6, 1e-4
-# Few numbers in front of random weights: a change would not show at the rate of the others.
-RATES = {"prefix_tuning": 0.3, "prompt_tuning": 0.3, "p_tuning": 0.05}
+# Few numbers, or scales of random weights: a change would not show at the rate of the others.
+RATES = {"ia3": 0.3, "prefix_tuning": 0.3, "prompt_tuning": 0.3, "p_tuning": 0.05}
 WRITE = "python tests/recipes/test_golden.py --write"
 
 

@@ -54,7 +54,7 @@ def trained(folder: Path, method: str, first: int, stop_at: int) -> tuple[Any, l
     return run, taken
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "adapter", "ia3"])
 def test_training_stopped_at_any_step_and_resumed_equals_straight(method: str, tmp_path: Path) -> None:
     straight, want = trained(tmp_path / "straight", method, 0, 0)
     assert [number for number, *_ in want] == list(range(1, 21))

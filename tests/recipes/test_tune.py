@@ -36,7 +36,9 @@ def test_the_run_folder_holds_what_was_promised(quick: Any, table: Path, base: P
     assert run["method"] == "lora" and run["backbone"]["name"] == str(base) and run["backbone"]["fingerprint"]
     assert list(run["data"]["files"]) == [str(table)] and len(run["data"]["files"][str(table)]) == 64
     assert (run["data"]["read"], run["data"]["rejected"], run["data"]["rows"]) == (40, 0, 40)
-    assert run["settings"]["lora"] == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "target": "all-linear"}
+    assert run["settings"]["lora"] == {
+        "rank": 16, "alpha": 32.0, "dropout": 0.0, "target": "all-linear", "dora": False, "rslora": False,
+    }  # fmt: skip
     assert run["settings"]["seed"] == 1 and run["surroundings"]["threads"] == 1
     assert run["surroundings"]["packages"]["torch"] == torch.__version__
     assert 0 < run["trained_parameters"] < run["parameters"]

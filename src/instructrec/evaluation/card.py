@@ -10,6 +10,7 @@ from typing import Any
 from instructrec import files
 from instructrec.evaluation.pictures import spoken
 from instructrec.evaluation.report import cell, change, clean, count, summary
+from instructrec.models.methods import get
 
 
 def write_card(report: Mapping[str, Any] | None, run: Mapping[str, Any], folder: Path) -> Path:
@@ -30,7 +31,7 @@ def card(report: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
     data = run["data"]
     head = {
         "base_model": run["backbone"],
-        "library_name": "transformers" if run["method"] == "full" else "peft",
+        "library_name": get(run["method"]).library,
         "pipeline_tag": "text-generation",
         "license": run.get("license") or "unknown",
         "datasets": [Path(name).name for name in data["files"]],

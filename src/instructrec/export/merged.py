@@ -40,9 +40,9 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
     loaded = open_target(target, precision=settings.precision, offline=settings.offline, strokes=settings.strokes)
     assert loaded.method is not None
     if not loaded.method.mergeable:
-        whole = not (Path(target) / "adapter_config.json").is_file()
-        why = f"{target} is a model folder" if whole else "its weights are no part of the model's"
-        raise InputError(f"export: method '{loaded.method.name}' has nothing to merge: {why}")
+        if loaded.method.library == "transformers":
+            raise InputError(f"export: method '{loaded.method.name}' has nothing to merge: {target} is a model folder")
+        raise InputError(f"export: what method '{loaded.method.name}' adds has no place in a plain model's weights")
     plan = ReadingPlan.from_json(loaded.renderer.reading, target)
     if not plan.one_pass(loaded.strokes):
         raise InputError(

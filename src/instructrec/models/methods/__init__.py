@@ -20,6 +20,7 @@ class Method:
     switchable: `disabled` gives the untuned model back.  mergeable: `merge` is offered.
     several: more than one adapter fits on a model, each with a name (`add`, `load_more`, `using`).
     kinds: names of the kinds of backbone (`models/kinds`) that it tunes.
+    library: whose `from_pretrained` loads what `save` wrote, for model cards.
     """
 
     name: ClassVar[str]
@@ -121,7 +122,9 @@ def trained_parameters(model: Any) -> dict[str, Any]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-from .full import Full  # noqa: E402  registration needs the base class above
+from .adapter import Adapter  # noqa: E402  registration needs the base class above
+from .full import Full  # noqa: E402
+from .ia3 import Ia3  # noqa: E402
 from .lora import Lora  # noqa: E402
 from .p_tuning import PTuning  # noqa: E402
 from .prefix_tuning import PrefixTuning  # noqa: E402
@@ -132,3 +135,5 @@ register(Lora())
 register(PrefixTuning())
 register(PromptTuning())
 register(PTuning())
+register(Ia3())
+register(Adapter())

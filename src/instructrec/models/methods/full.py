@@ -25,6 +25,7 @@ class Full(Method):
     learning_rate = 5e-5
     switchable = False
     kinds = ("decoder", "encoder-decoder")
+    library = "transformers"
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """Every parameter becomes trainable, in fp32."""
