@@ -210,13 +210,13 @@ def adapter_of_a_planted_library(trap: Trap) -> str:
     trap.run()
     mapping = {"base_model_class": "M", "parent_library": "evil"}
     file = trap.merge("adapter_config.json", task_type=None, auto_mapping=mapping)
-    return f"{file}: auto_mapping: this version takes plain LoRA only (got {str(mapping)[:57]}"
+    return f"{file}: auto_mapping: this version takes LoRA, DoRA and rsLoRA only (got {str(mapping)[:57]}"
 
 
 def adapter_with_a_planted_core(trap: Trap) -> str:
     trap.run()
     file = trap.merge("adapter_config.json", megatron_config={"x": 1}, megatron_core="megatron.evil")
-    return f"{file}: megatron_config: this version takes plain LoRA only (got {{'x': 1}})"
+    return f"{file}: megatron_config: this version takes LoRA, DoRA and rsLoRA only (got {{'x': 1}})"
 
 
 def adapter_that_is_a_pickle(trap: Trap) -> str:
