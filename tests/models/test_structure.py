@@ -73,6 +73,23 @@ def test_the_parts_of_a_family(family: str) -> None:
     assert bool(inside.inputs) == (family != "Mixtral")
 
 
+class OutputFirstAttention(torch.nn.Module):
+    """All of one width, the output defined before what it is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("o_proj", "q_proj", "k_proj", "v_proj"):
+            setattr(self, name, torch.nn.Linear(32, 32))
+
+
+def test_the_order_of_definition_does_not_make_values_the_output() -> None:
+    model = tiny.model("llama")
+    model.model.layers[1].self_attn = OutputFirstAttention()
+    found = [part for part in sublayers(model) if part.attention][1]
+    assert found.output == "model.layers.1.self_attn.o_proj"
+    assert found.keys_and_values == ("model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.v_proj")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["adapter", "ia3"])
 def test_a_method_works_in_all_of_them(name: str, family: str) -> None:
