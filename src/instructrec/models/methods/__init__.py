@@ -30,6 +30,7 @@ class Method:
     switchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     several: ClassVar[bool] = False
+    library: ClassVar[str] = "peft"
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def check_kind(self, kind: str) -> None:
