@@ -17,6 +17,7 @@ from instructrec.data.records import Origin
 from instructrec.models.methods import Method, trained_parameters
 from instructrec.prompts.template import Rendered
 from instructrec.training.loop import Plan, Training
+from instructrec.training.processes import ALONE, Processes
 
 
 def options_of(method: Method) -> dict[str, Any]:
@@ -43,10 +44,10 @@ def plan(**changes: Any) -> Plan:
     return Plan(**values)
 
 
-def training(model: Any, data: Sequence[Rendered], how: Plan) -> Training:
+def training(model: Any, data: Sequence[Rendered], how: Plan, group: Processes = ALONE) -> Training:
     """A `Training` on the processor, without mixed precision."""
     AcceleratorState._reset_state()
-    return Training(model, data, how, Accelerator(cpu=True))
+    return Training(model, data, how, Accelerator(cpu=True), group)
 
 
 def take_steps(model: Any, steps: int, vocabulary: int, rate: float = 1e-2) -> None:

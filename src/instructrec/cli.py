@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ import typer
 
 from . import console
 from .errors import EnvironmentFault, InputError, InstructRecError, did_you_mean, nearest
+from .launch import launched
 
 if TYPE_CHECKING:
     from .config import AnswerSettings
@@ -282,6 +284,9 @@ def _parse(arguments: list[str]) -> Any:
         return version
     if verb and verb not in VERBS:
         raise InputError(f"{verb}: no such command, {did_you_mean(verb, VERBS)}")
+    count = launched()[1]
+    if count > 1 and verb not in ("", "tune"):
+        raise InputError(f"{verb}: runs in one process (got {count} from a launcher, which only tune can use)")
     app = application(verb, shlex.join(["instructrec", *arguments]))
     if verb and VERBS[verb].settings:
         arguments = _with_values(arguments, VERBS[verb])
@@ -440,6 +445,8 @@ def _traced(code: int, debug: bool) -> int:
     """The code; with --debug, after the traceback of the exception being handled."""
     if debug:
         traceback.print_exc()
+    if launched()[0]:  # a launcher ends all processes when one has ended: the first shall have said why
+        time.sleep(1)
     return code
 
 

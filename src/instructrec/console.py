@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from .launch import launched
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -21,6 +23,7 @@ PLAIN_EVERY = 10.0  # seconds between two lines of progress where there is no te
 
 _live: Progress | None = None  # the bars on the terminal now; what is said meanwhile goes above them
 _depth = 0  # jobs within jobs
+_known = True  # whether the first process knows of errors here; before it can be told, it meets the same
 
 
 def printable(text: str) -> str:
@@ -45,7 +48,16 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     """Why the work ended, on stderr."""
+    if _silent() and not _known:
+        print(printable(f"process {launched()[0]}: {text}"), file=sys.stderr, flush=True)
+        return
     _show(text, "red", sys.stderr)
+
+
+def others_know(known: bool = True) -> None:
+    """Whether the first process shows the error that ends this one; where it can't, this one does."""
+    global _known
+    _known = known
 
 
 def write(piece: str) -> None:
@@ -67,6 +79,8 @@ def marked(text: str, on: bool) -> None:
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Aligned columns on stdout; a cell is as wide as it looks (Chinese characters take two places)."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
+    if _silent():
+        return
     if sys.stdout.isatty():
         from rich.table import Table
         from rich.text import Text
@@ -183,7 +197,7 @@ def progress(total: int | None, label: str, unit: str = "", done: int = 0) -> It
     a line at most every ten seconds. One line stays at the end, unless it was a short job inside another.
     """
     global _depth
-    on_terminal = sys.stderr.isatty()
+    on_terminal = sys.stderr.isatty() and not _silent()
     with _bars() if on_terminal else contextlib.nullcontext():
         bar: Bar = (_RichBar if on_terminal else _PlainBar)(total, label, unit, done)
         ended = "stopped"
@@ -248,6 +262,11 @@ def _bars() -> Iterator[None]:
             _live = None
 
 
+def _silent() -> bool:
+    """Of several processes only the first is heard."""
+    return launched()[0] > 0
+
+
 def _console(stream: TextIO) -> Any:
     from rich.console import Console
 
@@ -255,6 +274,8 @@ def _console(stream: TextIO) -> Any:
 
 
 def _show(text: str, style: str, stream: TextIO) -> None:
+    if _silent():
+        return
     text = printable(text)
     if not stream.isatty():
         print(text, file=stream, flush=True)

@@ -65,7 +65,7 @@ def test_training_stopped_at_any_step_and_resumed_equals_straight(method: str, t
         shaken(stop)
         again, tail = trained(folder, method, stop, 20)
         assert head == want[:stop] and tail == want[stop:], stop
-        assert learning.same(learning.weights_of(again.head_of), learning.weights_of(straight.head_of)), stop
+        assert learning.same(learning.weights_of(again.model), learning.weights_of(straight.model)), stop
         assert again.outcome.tokens == straight.outcome.tokens
         assert (folder / "step-20" / checkpoint.OPTIMIZER).read_bytes() == last.read_bytes(), stop
 
@@ -296,7 +296,7 @@ def test_another_machine_is_noted_and_not_refused(
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-3" / "state.json").read_text(encoding="utf-8"))
     assert state["arithmetic"] == {
         "threads": 1, "processor": flags, "vectors": torch.backends.cpu.get_cpu_capability(), "device": "cpu",
-        "precision": "float32", "torch": torch.__version__,
+        "precision": "float32", "torch": torch.__version__, "processes": 1,
     }  # fmt: skip
     shutil.copytree(tmp_path / "run", tmp_path / "same")
     capsys.readouterr()

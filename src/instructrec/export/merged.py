@@ -55,7 +55,7 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
     _check_prompts(tokenizer, source, loaded, rows)
     tokenizer.chat_template = source
     rendered = [loaded.renderer.render(record) for record in rows]
-    how = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 4096}
+    how: dict[str, Any] = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 4096}
     before = row_losses(loaded.model, rendered, **how)
     merged = loaded.method.merge(loaded.decoder)
     if loaded.precision == "bf16":

@@ -17,6 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 
 from ..errors import EnvironmentFault, InputError, did_you_mean, path_problem
 from ..files import cache_dir, new_directory, read_json, sha256_of, write_json
+from ..launch import on
 from . import embedded
 from .kinds import Kind, by_config
 from .loading import BROKEN, LOADING, check_complete, check_folder, check_numbers, first_line, quiet
@@ -94,8 +95,8 @@ def _has_bf16() -> bool:
 
 
 def device() -> torch.device:
-    """Where models run: the first CUDA device, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where models run: the CUDA device of this process, the processor where there is none or a launcher wants it."""
+    return torch.device("cuda" if torch.cuda.is_available() and not on("ACCELERATE_USE_CPU") else "cpu")
 
 
 def find(name: str, offline: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import console
 from ..config import TuneSettings
@@ -15,6 +15,9 @@ from ..errors import InputError
 from ..files import read_json
 from .rows import MEMORY
 from .runfolder import RUN_FILE, RunFolder, is_run
+
+if TYPE_CHECKING:
+    from ..training.processes import Processes
 
 # Settings that may differ between a run and its resumption without changing the result.
 FREE = ("resume", "out", "offline", "tensorboard", "threads")
@@ -46,17 +49,26 @@ def identity(
     }
 
 
+def same_everywhere(group: Processes, now: Mapping[str, Any]) -> None:
+    """Raises InputError on all processes when one of them sees other rows, settings or weights than the first."""
+    first, *others = group.exchange(now)
+    for rank, other in enumerate(others, 1):
+        if lines := differences(first, other, said="process 0 has {}, process " + str(rank) + " has {}"):
+            raise InputError("the processes of this run differ:\n" + "\n".join(f"  {line}" for line in lines))
+
+
 def digest(records: Sequence[Record]) -> str:
     """Hex sha256 of rows that came from no file."""
     return hashlib.sha256("".join(record.key for record in records).encode()).hexdigest()
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "", said: str = "was {}, is {}") -> list[str]:
     """One line for each value that differs, `settings.lora.rank: was 16, is 4`, in the order of the names."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
-        return [line for key in keys for line in differences(before.get(key), now.get(key), f"{name}.{key}".strip("."))]
-    return [] if before == now else [f"{name}: was {before!r}, is {now!r}"]
+        names = {key: f"{name}.{key}".strip(".") for key in keys}
+        return [line for key in keys for line in differences(before.get(key), now.get(key), names[key], said)]
+    return [] if before == now else [f"{name}: " + said.format(repr(before), repr(now))]
 
 
 def choose(folder: RunFolder, now: Mapping[str, Any], latest_valid: bool) -> Start:
@@ -118,7 +130,7 @@ def finished(folder: Path, checkpoint: Path) -> dict[str, Any] | None:
     return {"best_step": training["best_step"], "steps": last, "stopped": training["stopped"]}
 
 
-def arithmetic(precision: str) -> dict[str, Any]:
+def arithmetic(precision: str, processes: int = 1) -> dict[str, Any]:
     """What the last digits of a result depend on besides the run itself. Checkpoints keep it."""
     import torch
 
@@ -131,6 +143,7 @@ def arithmetic(precision: str) -> dict[str, Any]:
         "device": device().type,
         "precision": precision,
         "torch": str(torch.__version__),
+        "processes": processes,
     }
 
 
@@ -138,14 +151,15 @@ def other_arithmetic(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     """One line for each entry of `arithmetic` that differs."""
     lines = []
     for name in sorted(now):
-        old, new = before.get(name), now[name]
+        old, new = before.get(name, now[name] if name == "processes" else None), now[name]  # older ones had but one
         if name == "processor":
             gone, come = (" ".join(sorted({*one} - {*other})) for one, other in ((old or [], new), (new, old or [])))
             what = "; ".join(filter(None, [gone and f"is without {gone}", come and f"has {come} in addition"]))
             lines += [f"the processor {what}: {DIGITS}"] if what else []
         elif old != new:
-            was, is_now = ("were", "are") if name in ("threads", "vectors") else ("was", "is")
+            was, is_now = ("were", "are") if name in ("threads", "vectors", "processes") else ("was", "is")
             effect = "results will differ" if name == "precision" else DIGITS
+            effect += ", and dropout is drawn anew" if name == "processes" else ""
             lines.append(f"{name} {was} {old}, {is_now} {new}: {effect}")
     return [f"resume: {line}" for line in lines]
 

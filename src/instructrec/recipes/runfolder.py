@@ -182,6 +182,21 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
 
 
+class OthersFolder(RunFolder):
+    """The folder of a run whose first process writes it, as the other processes have it: they only read."""
+
+    def check(self, resume: bool) -> None:
+        """Left to the first process, as all of these."""
+
+    make = check
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Nothing is written."""
+
+    def forget_after(self, step: int) -> None:
+        """Nothing is dropped."""
+
+
 def free_folder(stem: str) -> Path:
     """runs/<stem>, or runs/<stem>-2, -3 … when that is taken."""
     first = Path("runs") / stem

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from .. import console
 from ..errors import InstructRecError
+from ..launch import launched
+
+if TYPE_CHECKING:
+    from ..training.processes import Processes
+
+# A launcher passes a signal on to its processes, which may have had it from the terminal as well.
+ECHO = 5.0  # seconds
 
 
 class Interrupted(InstructRecError):
@@ -25,6 +34,15 @@ class Signals:
     reason = ""
     exit_code = 0
     at_once = False
+    came = 0.0  # when the first one came to this process, in seconds of the monotonic clock
+
+    def agreed(self, group: Processes) -> str:
+        """The reason to stop, whichever process it came to: all of them take it over at the same step."""
+        # Only what all have heard counts: a signal can come while they talk.
+        heard = next((one for one in group.exchange((self.reason, self.exit_code)) if one[0]), None)
+        if heard and not self.reason:
+            self.reason, self.exit_code = heard
+        return self.reason if heard else ""
 
 
 @contextmanager
@@ -33,11 +51,16 @@ def signals() -> Iterator[Signals]:
     state = Signals()
 
     def handle(number: int, _: FrameType | None) -> None:
-        if state.reason:
+        first, state.came = not state.came, state.came or time.monotonic()
+        if not first:
+            if launched()[1] > 1 and time.monotonic() - state.came < ECHO:
+                return
             state.reason = f"stopped by {signal.Signals(number).name} at once, without a checkpoint of this step"
             state.exit_code = 128 + number
             state.at_once = True
             raise KeyboardInterrupt  # no `except Exception` of a library stands in its way
+        if state.reason:  # another process had it before
+            return
         state.reason = f"stopped by {signal.Signals(number).name}"
         state.exit_code = 128 + number
         with suppress(RuntimeError):  # it may have come in the middle of another line

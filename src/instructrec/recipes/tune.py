@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import console
 from ..config import Settings, TuneSettings
@@ -19,11 +20,14 @@ from ..files import place, write_json
 from ..models.methods import Method, get, narrowed
 from ..settings import checked
 from .reading import behind, check_positions, one_answer_each, plan_of
-from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic
+from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic, same_everywhere
 from .rows import MEMORY, Data, announce, read_rows
-from .runfolder import RUN_FILE, RunFolder, free_folder, last_folder, surroundings
+from .runfolder import RUN_FILE, OthersFolder, RunFolder, free_folder, last_folder, surroundings
 from .signals import Interrupted, signals
 from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
+
+if TYPE_CHECKING:
+    from ..training.processes import Processes
 
 SHOTS_KEPT = 200
 
@@ -65,19 +69,26 @@ def tune_files(files: list[str], settings: TuneSettings, origins: dict[str, str]
 def _tune(data: Data, settings: TuneSettings, origins: dict[str, str], validation: Any) -> TuneResult:
     plan_of(settings, get(settings.method))  # both refuse what they don't know
     check_watch(settings.watch)
-    with closing(RunFolder(_folder(data, settings))) as folder:
-        return _run(folder, data, settings, origins, validation)
+    from ..training.processes import together  # torch comes with it: settings are looked at before
+
+    with together() as group:
+        path = Path(group.of_main(str(_folder(data, settings))))
+        with closing(RunFolder(path) if group.main else OthersFolder(path)) as folder:
+            return _run(folder, data, settings, origins, validation, group)
 
 
-def _run(folder: RunFolder, data: Data, settings: TuneSettings, origins: dict[str, str], validation: Any) -> TuneResult:
+def _run(
+    folder: RunFolder, data: Data, settings: TuneSettings, origins: dict[str, str], validation: Any, group: Processes
+) -> TuneResult:
     folder.check(bool(settings.resume))
     # A resumed run reads the rows it read before, and has written those it rejected.
-    rows = read_rows(data, settings, None if settings.resume else folder.path / "rejected.jsonl")
+    write_rejected = group.main and not settings.resume
+    rows = read_rows(data, settings, folder.path / "rejected.jsonl" if write_rejected else None)
     watched = validation if validation is not None else settings.validation
     held = None if watched is None else read_rows(watched, settings)
     parts = part_rows(rows.records, None if held is None else held.records, settings)
     console.say(parts.explanation)
-    run = _Run(folder, settings, origins, get(settings.method), rows, parts)
+    run = _Run(folder, settings, origins, get(settings.method), rows, parts, group)
     run.watched_files = {} if held is None else dict(held.files) or {MEMORY: digest(held.records)}
     with _quiet():
         run.prepare()
@@ -103,8 +114,9 @@ class _Run:
         method: Method,
         rows: Rows,
         parts: Parts,
+        group: Processes,
     ) -> None:
-        self.folder, self.settings, self.origins = folder, settings, origins
+        self.folder, self.settings, self.origins, self.group = folder, settings, origins, group
         self.method, self.rows, self.parts = method, rows, parts
         self.reading = plan_of(settings, method)
         self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
@@ -166,6 +178,7 @@ class _Run:
         if not self.fitted.rendered:
             raise InputError("no rows are left to train on")
         self.identity = identity(settings, self.rows, self.watched_files, self.backbone, self.renderer)
+        same_everywhere(self.group, self.identity)
         self.start = None
         if settings.resume:
             self.start = choose(self.folder, self.identity, settings.resume == "latest-valid")
@@ -187,7 +200,7 @@ class _Run:
             self.tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.tuned.enable_input_require_grads()
         self.surroundings = surroundings(torch.get_num_threads())
-        self.arithmetic = arithmetic(str(self.dtype).removeprefix("torch."))
+        self.arithmetic = arithmetic(str(self.dtype).removeprefix("torch."), self.group.count)
 
     def train(self) -> TuneResult:
         """Run the loop and write what the run folder needs; returns when all is on disk."""
@@ -197,7 +210,6 @@ class _Run:
 
         from ..models import backbone as backbones
         from ..models.methods import trained_parameters
-        from ..training import checkpoint
         from ..training.loop import Hooks, Training
 
         started = time.monotonic()
@@ -210,10 +222,17 @@ class _Run:
             project_dir=str(folder.path),
         )
         self.model.to(accelerator.device)
-        training = Training(self.model, self.fitted.rendered, self._plan(), accelerator)
+        training = Training(self.model, self.fitted.rendered, self._plan(), accelerator, self.group)
         monitor = make_monitor(self.parts, settings)
         self.watcher = Watcher(
-            self.model, self.backbone, self.renderer, self.parts, settings, accelerator.autocast, self.max_length
+            self.model,
+            self.backbone,
+            self.renderer,
+            self.parts,
+            settings,
+            accelerator.autocast,
+            self.max_length,
+            self.group,
         )
         first = self._begin(training, monitor)
         if settings.tensorboard:
@@ -227,18 +246,6 @@ class _Run:
             + ("" if self.reading.plain else f"; instructions read {self.reading.describe()}")
         )
 
-        def save(step: int, state: dict[str, Any]) -> None:
-            folder.keep_log()
-            checkpoint.save(
-                folder.checkpoints,
-                step,
-                write_weights=self._write_weights,
-                optimizer=training.optimizer.optimizer,
-                names=training.names,
-                state=state | {"arithmetic": self.arithmetic},
-            )
-            checkpoint.keep_only(folder.checkpoints, {step, monitor.best_step})
-
         with console.progress(len(training.steps), "Tuning", unit="steps", done=first) as bar, signals() as caught:
 
             def log(entry: dict[str, Any]) -> None:
@@ -251,19 +258,24 @@ class _Run:
                 else:
                     bar.advance(1, loss=entry["loss"])
 
-            hooks = Hooks(look=self._look if self.parts.sets else None, log=log, save=save, stop=lambda: caught.reason)
+            look = self._look if self.parts.sets else None
+            save = partial(self._save, training, monitor)
+            hooks = Hooks(look=look, log=log, save=save, stop=lambda: caught.agreed(self.group))
             # Under autocast PEFT would cast what comes in to the adapter's fp32, and autocast straight back again.
             with disable_input_dtype_casting(self.tuned, active=accelerator.mixed_precision == "bf16"):
                 outcome = training.run(monitor, hooks, first)
-        accelerator.end_training()
-        if caught.reason:
+        for tracker in accelerator.trackers:  # `end_training` would part the processes too
+            tracker.finish()
+        if caught.agreed(self.group):
             raise Interrupted(
                 f"{caught.reason}; step {outcome.steps} of {len(training.steps)} is in {folder.checkpoints}, "
                 "go on with --resume",
                 caught.exit_code,
             )
         best = monitor.best_step or outcome.steps
-        self._finish(best, outcome, monitor, time.monotonic() - started)
+        if self.group.main:
+            self._finish(best, outcome, monitor, time.monotonic() - started)
+        self.group.exchange("finished")
         return TuneResult(folder.path, best, outcome.steps, outcome.stopped)
 
     def _look(self, step: int) -> Mapping[str, Mapping[str, float]]:
@@ -271,6 +283,26 @@ class _Run:
         untuned = step == 0 and not self.method.identity_at_start and self.method.switchable
         with self.method.disabled(self.tuned) if untuned else nullcontext():
             return self.watcher.look(step)
+
+    def _save(self, training: Any, monitor: Any, step: int, state: dict[str, Any]) -> None:
+        """A checkpoint, by the first process; nobody goes on, or ends, before it is on disk."""
+        from ..training import checkpoint
+
+        folder = self.folder
+        generators = self.group.exchange(checkpoint.generator_states())
+        if self.group.main:
+            folder.keep_log()
+            checkpoint.save(
+                folder.checkpoints,
+                step,
+                write_weights=self._write_weights,
+                optimizer=training.optimizer.optimizer,
+                names=training.names,
+                state=state | {"arithmetic": self.arithmetic},
+                generators=generators,
+            )
+            checkpoint.keep_only(folder.checkpoints, {step, monitor.best_step})
+        self.group.exchange("saved")
 
     def _write_weights(self, folder: Path) -> None:
         self.method.save(self.tuned, folder, self.backbone.name)
@@ -291,7 +323,8 @@ class _Run:
             write_json(folder.path / "settings.json", self.identity)
             write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
             return 0
-        state = checkpoint.restore(self.start.checkpoint, training.optimizer.optimizer, training.names)
+        optimizer, names = training.optimizer.optimizer, training.names
+        state = checkpoint.restore(self.start.checkpoint, optimizer, names, self.group.rank)
         for line in other_arithmetic(state["arithmetic"], self.arithmetic):
             console.note(line)
         monitor.restore(state["monitor"] | ({"best": None, "best_step": 0} if self.start.best_lost else {}))

@@ -14,7 +14,7 @@ from ..config import TuneSettings
 from ..data.records import Record
 from ..data.splits import SEEN, UNSEEN, plan_held_out
 from ..errors import InputError, did_you_mean
-from ..inference.engine import Generation, Sampling, generate
+from ..inference.engine import Sampling, generate
 from ..inference.loading import positions
 from ..measures.metrics import METRICS, label_set, score
 from ..models.backbone import Backbone
@@ -23,6 +23,7 @@ from ..prompts.lengths import fit
 from ..prompts.template import Rendered, Renderer
 from ..training.loss import mean_loss, row_losses
 from ..training.monitor import Monitor
+from ..training.processes import ALONE, Processes
 from .reading import check_positions
 
 
@@ -94,8 +95,9 @@ class Watcher:
         settings: TuneSettings,
         autocast: Callable[[], AbstractContextManager],
         max_length: int,
+        group: Processes = ALONE,
     ) -> None:
-        self.model, self.backbone, self.renderer = model, backbone, renderer
+        self.model, self.backbone, self.renderer, self.group = model, backbone, renderer, group
         self.settings, self.autocast = settings, autocast
         self.rendered: dict[str, list[Rendered]] = {}
         self.records: dict[str, list[Record]] = {}
@@ -130,6 +132,7 @@ class Watcher:
             pad_id=self.backbone.pad_id,
             batch_tokens=4 * self.settings.batch_tokens,
             autocast=self.autocast,
+            group=self.group,
         )
         figures = {"loss": mean_loss(losses)}
         if self.settings.watch != "loss":
@@ -142,13 +145,13 @@ class Watcher:
         limit = self.backbone.max_positions  # a long row has room for its right answer, perhaps not for the longest
         left = self.backbone.kind.room
         rooms = [min(longest + 8, left(limit, positions(self.model, row))) for row in rows]
-        answers: dict[int, Generation] = {}
+        answers: dict[int, list[int]] = {}
         was_training = self.model.training
         self.model.eval()
         try:
             with self.autocast(), console.progress(len(rows), f"Answering {name}", unit="rows") as bar:
                 for room in sorted(set(rooms)):
-                    numbers = [number for number, found in enumerate(rooms) if found == room]
+                    numbers = self.group.mine([number for number, found in enumerate(rooms) if found == room])
                     given = generate(
                         self.model,
                         [rows[number] for number in numbers],
@@ -157,10 +160,11 @@ class Watcher:
                         sampling=Sampling(max_new_tokens=room),
                         done=bar.advance,
                     )
-                    answers |= dict(zip(numbers, given, strict=True))
+                    answers |= {number: one.ids for number, one in zip(numbers, given, strict=True)}
         finally:
             self.model.train(was_training)
-        texts = [self.renderer.decode(answers[number].ids) for number in range(len(rows))]
+        answers = {number: ids for part in self.group.exchange(list(answers.items())) for number, ids in part}
+        texts = [self.renderer.decode(answers[number]) for number in range(len(rows))]
         scores = score(texts, [record.answers for record in records], labels=self.labels, losses=losses)
         watch = self.settings.watch
         if watch not in scores.statistics:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,17 @@ _LEFTOVER = re.compile(r"\.step-\d+(\.old)?\.\w+")  # of a save or a deletion th
 
 
 def save(
-    folder: Path, step: int, *, write_weights: Callable[[Path], None], optimizer: Any, names: list[str], state: Mapping
+    folder: Path,
+    step: int,
+    *,
+    write_weights: Callable[[Path], None],
+    optimizer: Any,
+    names: list[str],
+    state: Mapping,
+    generators: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write `folder/step-N`, all of it or nothing. names: of the optimizer's parameters, in its order.
+    generators: states of the random generators of each process; default: this one's.
 
     Raises EnvironmentFault when the disk refuses; the checkpoints before it are then untouched.
     """
@@ -41,7 +49,8 @@ def save(
         _sweep(folder)  # else the leftovers of saves that were killed could fill the disk before one succeeds
         with new_directory(final) as temporary:
             write_weights(temporary)
-            save_file(_optimizer_tensors(optimizer, names) | _random_tensors(), temporary / OPTIMIZER)
+            random_tensors = _random_tensors(generators or [generator_states()])
+            save_file(_optimizer_tensors(optimizer, names) | random_tensors, temporary / OPTIMIZER)
             write_json(temporary / STATE, {"step": step, "python_random": _python_random(), **state})
             paths = sorted(path for path in temporary.rglob("*") if path.is_file())
             files = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in paths}
@@ -119,8 +128,8 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def restore(checkpoint: Path, optimizer: Any, names: list[str]) -> dict[str, Any]:
-    """Put optimizer and random generators back as they were; returns `state.json`.
+def restore(checkpoint: Path, optimizer: Any, names: list[str], rank: int = 0) -> dict[str, Any]:
+    """Put optimizer and random generators back as they were in process `rank`; returns `state.json`.
 
     Weights are the caller's part, and so is `verify`: it has to come before the weights are read.
     """
@@ -137,9 +146,13 @@ def restore(checkpoint: Path, optimizer: Any, names: list[str]) -> dict[str, Any
             optimizer.state[parameter] = {
                 key: value.to(parameter.device) if value.ndim or fused else value for key, value in kept.items()
             }
-    torch.set_rng_state(tensors["random/torch"])
-    if torch.cuda.is_available() and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"])
+    own = {name: tensors.get(_of_process(f"random/{name}", rank)) for name in ("torch", "cuda")}
+    if own["torch"] is None:  # fewer processes have written it
+        torch.manual_seed(state["step"] * 1_000_003 + rank)
+    else:
+        torch.set_rng_state(own["torch"])
+    if torch.cuda.is_available() and own["cuda"] is not None:
+        torch.cuda.set_rng_state(own["cuda"])
     version, internal, gauss = state["python_random"]
     random.setstate((version, tuple(internal), gauss))
     return state
@@ -171,11 +184,24 @@ def _optimizer_tensors(optimizer: Any, names: list[str]) -> dict[str, torch.Tens
     }
 
 
-def _random_tensors() -> dict[str, torch.Tensor]:
-    tensors = {"random/torch": torch.get_rng_state()}
+def generator_states() -> dict[str, str]:
+    """States of this process's random generators, as hexadecimal text that it can send to the one that saves."""
+    states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    return tensors
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {name: state.numpy().tobytes().hex() for name, state in states.items()}
+
+
+def _random_tensors(generators: Sequence[Mapping[str, str]]) -> dict[str, torch.Tensor]:
+    return {
+        _of_process(f"random/{name}", rank): torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)
+        for rank, states in enumerate(generators)
+        for name, state in states.items()
+    }
+
+
+def _of_process(name: str, rank: int) -> str:
+    return f"{name}/{rank}" if rank else name
 
 
 def _python_random() -> list[Any]:

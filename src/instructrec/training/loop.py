@@ -6,7 +6,6 @@ their number: it does not depend on how the step is cut into micro-batches.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from ..prompts.template import Rendered
 from .batching import Layout, padding_share, plan_epoch
 from .loss import token_losses
 from .monitor import Monitor
+from .processes import ALONE, Processes, share
 from .schedule import learning_rate
 
 Look = Mapping[str, Mapping[str, float]]  # held-out set -> metric -> value
@@ -143,16 +143,16 @@ def optimizer_names(model: Any) -> list[str]:
 class Training:
     """Model, optimizer and rows on their way through the steps of a plan."""
 
-    def __init__(self, model: Any, rows: Sequence[Rendered], plan: Plan, accelerator: Accelerator) -> None:
-        self.rows, self.plan, self.accelerator = rows, plan, accelerator
+    def __init__(
+        self, model: Any, rows: Sequence[Rendered], plan: Plan, accelerator: Accelerator, group: Processes = ALONE
+    ) -> None:
+        self.model, self.rows, self.plan, self.accelerator, self.group = model, rows, plan, accelerator, group
         self.lengths = row_lengths(rows, plan)
         self.steps = plan_steps(self.lengths, plan, [len(row.ids) for row in rows])
         self.names = optimizer_names(model)
-        optimizer = make_optimizer(model, plan)
-        # One process needs no wrapper; several get one whose hooks see the backward pass.
-        self.head_of = model
-        self.model = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
-        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.parameters = list(trained_parameters(model).values())
+        group.take_over(self.parameters)
+        self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, plan))
         self.outcome = Outcome(padding_share=padding_share(self.lengths, [b for step in self.steps for b in step]))
 
     def run(self, monitor: Monitor, hooks: Hooks, first_step: int = 0) -> Outcome:
@@ -160,7 +160,8 @@ class Training:
         plan, outcome, total = self.plan, self.outcome, len(self.steps)
         outcome.steps, outcome.stopped = first_step, f"all {total} steps done"
         if first_step == 0:
-            torch.manual_seed(plan.seed)  # dropout; a resumed run brings its generators' states along
+            # Dropout, another on each process; a resumed run brings its generators' states along.
+            torch.manual_seed(plan.seed + self.group.rank)
             self._look(0, monitor, hooks)
         elif self._look_due(first_step) and monitor.last_look < first_step:
             self._look(first_step, monitor, hooks)  # a signal stopped the run before it could look
@@ -209,48 +210,58 @@ class Training:
 
     def _step(self, step: int) -> dict[str, Any]:
         """One optimizer step; raises NonFinite before any weight has changed."""
-        plan, accelerator = self.plan, self.accelerator
-        mine = self.steps[step][accelerator.process_index :: accelerator.num_processes]
+        plan, group, accelerator = self.plan, self.group, self.accelerator
+        mine = share(self.steps[step], self.lengths, group.count)[group.rank]
         reading = plan.reading
         strokes = reading.draw(step, len(self.steps), plan.seed)
         layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.head_of)
         batches = [layout.batch([self.rows[n] for n in numbers], numbers) for numbers in mine]
-        counts = torch.tensor([sum(len(batch.targets) for batch in batches)], device=accelerator.device)
-        targets = int(accelerator.reduce(counts, "sum")[0])
+        tokens = sum(layout.length(self.rows[number]) for numbers in mine for number in numbers)
+        counts = group.exchange([sum(len(batch.targets) for batch in batches), tokens])
+        targets, tokens = (sum(one) for one in zip(*counts, strict=True))
         rate = learning_rate(step, len(self.steps), plan.learning_rate, plan.warmup, plan.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = rate
         self.model.train()
         loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        for place, batch in enumerate(batches):
-            # Gradients meet once a step: DDP's own averaging (divide by processes) is undone by the factor.
-            with accelerator.no_sync(self.model) if place + 1 < len(batches) else contextlib.nullcontext():
-                with accelerator.autocast():
-                    part = token_losses(self.model, batch.to(accelerator.device), self.head_of).sum() / targets
-                if not torch.isfinite(part):
-                    self._refuse(step, "loss", batch.rows)
-                accelerator.backward(part * accelerator.num_processes)
+        bad: tuple[int, ...] = ()
+        for batch in batches:
+            with accelerator.autocast():
+                part = token_losses(self.model, batch.to(accelerator.device)).sum() / targets
+            if not torch.isfinite(part):
+                bad = batch.rows
+                break
+            accelerator.backward(part)
             loss += part.detach().double()
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), plan.clip)
+        told = group.exchange((float(loss), self._places(bad)))
+        self._refuse(step, "loss", [places for _, places in told])
+        group.add_gradients(self.parameters)
+        norm = accelerator.clip_grad_norm_(self.parameters, plan.clip)
         if not torch.isfinite(norm):
-            self._refuse(step, "gradient", [number for batch in batches for number in batch.rows])
+            rows = [number for batch in batches for number in batch.rows]
+            self._refuse(step, "gradient", group.exchange(self._places(rows)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(layout.length(self.rows[number]) for numbers in mine for number in numbers)
         self.outcome.tokens += tokens
         self.outcome.supervised_tokens += targets
         self.outcome.row_log.append(tuple(number for numbers in mine for number in numbers))
         drawn = {"strokes": strokes} if len(reading.strokes) > 1 else {}
         return drawn | {
             "step": step + 1,
-            "loss": float(accelerator.reduce(loss, "sum")),
+            "loss": sum(part for part, _ in told),
             "learning_rate": rate,
             "grad_norm": float(norm),
             "tokens": tokens,
             "supervised_tokens": targets,
         }
 
-    def _refuse(self, step: int, what: str, numbers: Sequence[int]) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        places = ", ".join(str(self.rows[number].origin) for number in list(numbers)[:8])
-        raise NonFinite(f"step {step + 1}: the {what} is not finite; stopped before the update. Rows: {places}")
+    def _places(self, numbers: Sequence[int]) -> list[str]:
+        return [str(self.rows[number].origin) for number in numbers]
+
+    def _refuse(self, step: int, what: str, places: Sequence[Sequence[str]]) -> None:
+        """Raise NonFinite if a process has rows to blame. All know them all, so all stop here."""
+        blamed = [place for part in places for place in part]
+        if blamed:
+            self.optimizer.zero_grad(set_to_none=True)
+            rows = ", ".join(blamed[:8])
+            raise NonFinite(f"step {step + 1}: the {what} is not finite; stopped before the update. Rows: {rows}")

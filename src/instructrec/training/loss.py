@@ -14,18 +14,15 @@ from torch.nn import functional
 from ..models.kinds import kind_of, logits_at
 from ..prompts.template import Rendered
 from .batching import Batch, Layout, by_length
+from .processes import ALONE, Processes
 
 
-def token_losses(model: Any, batch: Batch, head_of: Any = None) -> torch.Tensor:
-    """Negative log-likelihood in nats of each supervised token, [N], fp32.
-
-    head_of: the model that owns the output layer, where `model` is only a parallel wrapper around it.
-    """
+def token_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """Negative log-likelihood in nats of each supervised token, [N], fp32."""
     if batch.passes:  # a reading plan of its own
         logits = model(passes=batch.passes, positions=batch.positions)[0]  # [N, V]
     else:
-        owner = model if head_of is None else head_of
-        logits = kind_of(owner).logits(model, batch, owner)
+        logits = kind_of(model).logits(model, batch)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     return functional.cross_entropy(logits, batch.targets, reduction="none")
@@ -33,19 +30,26 @@ def token_losses(model: Any, batch: Batch, head_of: Any = None) -> torch.Tensor:
 
 @torch.no_grad()
 def row_losses(
-    model: Any, rows: Sequence[Rendered], *, pad_id: int, batch_tokens: int, autocast: Any = None
+    model: Any,
+    rows: Sequence[Rendered],
+    *,
+    pad_id: int,
+    batch_tokens: int,
+    autocast: Any = None,
+    group: Processes = ALONE,
 ) -> list[tuple[float, int]]:
     """(summed negative log-likelihood in nats, supervised tokens) of each row, in the order given; a `Reading` reads
-    each row by its plan, as often as its `strokes` say."""
+    each row by its plan, as often as its `strokes` say. Several processes deal the batches of one among themselves,
+    so that the figures do not depend on their number."""
     layout = Layout.of(model, pad_id)
     lengths = [layout.length(row) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    result: dict[int, tuple[float, int]] = {}
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        for numbers in by_length(lengths, order, batch_tokens, None):
+        for numbers in group.mine(by_length(lengths, order, batch_tokens, None)):
             batch = layout.batch([rows[number] for number in numbers], numbers).to(device)
             with autocast() if autocast else torch.no_grad():
                 losses = token_losses(model, batch)
@@ -56,7 +60,8 @@ def row_losses(
                 result[number] = (float(sums[place]), int(counts[place]))
     finally:
         model.train(was_training)
-    return result
+    everywhere = {number: found for part in group.exchange(list(result.items())) for number, found in part}
+    return [everywhere[number] for number in range(len(rows))]
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:

@@ -73,9 +73,9 @@ class Kind:
         """Rows of unequal length as one batch."""
         raise NotImplementedError
 
-    def logits(self, model: Any, batch: Batch, head_of: Any) -> torch.Tensor:
-        """Logits [N, V] for the targets of a batch. head_of: owns the output layer where `model` is a wrapper."""
-        with logits_at(head_of, batch.positions):
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Logits [N, V] for the targets of a batch."""
+        with logits_at(model, batch.positions):
             logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
         return logits[0]
 

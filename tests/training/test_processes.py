@@ -1,0 +1,151 @@
+"""Several processes are one: the same loss, weights and rows, and they end together."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import learning
+import tiny
+from instructrec.models.methods import METHODS
+from instructrec.models.reading import Reading, ReadingPlan
+from instructrec.training.batching import by_length
+from instructrec.training.loop import Hooks
+from instructrec.training.loss import row_losses
+from instructrec.training.monitor import Monitor
+from instructrec.training.processes import share, together
+from ranks import Ranks
+
+LENGTHS = [4, 90, 12, 55, 7, 31, 100, 3, 21, 64, 9]
+# method, strokes and other parts of the plan; 11 rows: the last step of an epoch has fewer micro-batches.
+CASES: dict[str, tuple[str, ReadingPlan, dict[str, Any]]] = {
+    "lora": ("lora", ReadingPlan(), {"batch_rows": 4, "accumulation": 1, "epochs": 2.0}),
+    "full": ("full", ReadingPlan(), {"batch_rows": 2, "accumulation": 3, "epochs": 2.0, "weight_decay": 0.1}),
+    "one row": ("lora", ReadingPlan(), {"batch_rows": 1, "accumulation": 1}),  # the second process has none
+    "deep": ("lora", ReadingPlan(strokes=(2,), deep=True), {"batch_rows": 3, "accumulation": 1}),
+    "separate": (
+        "lora",
+        ReadingPlan(strokes=(2,), stroke_adapters="separate"),
+        {"batch_rows": 2, "accumulation": 3, "epochs": 2.0, "weight_decay": 0.1},
+    ),
+    "drawn": (
+        "lora",
+        ReadingPlan(strokes=(1, 2), slots=2, mix="gated", prior="frozen"),
+        {"batch_rows": 2, "accumulation": 3, "epochs": 2.0, "weight_decay": 0.1},
+    ),
+}
+
+
+def made(case: str) -> tuple[Any, list[Any], Any]:
+    """Model, rows and plan of a case, in float64; LoRA's B is not zero, so that A gets gradients."""
+    name, reading, changes = CASES[case]
+    method, base = METHODS[name], tiny.model("llama", dtype=torch.float64)
+    options = learning.options_of(method)
+    model = method.attach(base, options, 0).to(torch.float64)
+    for place, adapter in enumerate(reading.adapters):
+        method.add(model, adapter, options, 1 + place)
+    model = model.to(torch.float64)
+    for key, weight in learning.trained_parameters(model).items():
+        if "lora_B" in key:
+            torch.manual_seed(len(key))
+            weight.data.normal_(0, 0.1)
+    rows = learning.rows(LENGTHS, 290)
+    if not reading.plain:
+        model = Reading(model, reading, method.using).to(torch.float64)
+        if reading.slots:
+            model.start_slots(rows)
+    return model, rows, learning.plan(reading=reading, **changes)
+
+
+def trained(case: str, file: str, skewed: bool = False) -> dict[str, Any]:
+    """Train a case in this process or with others; the weights go to a file. skewed: others start elsewhere."""
+    with together() as group:
+        model, rows, how = made(case)
+        if skewed and not group.main:
+            for weight in learning.trained_parameters(model).values():
+                weight.data.add_(1.0)
+        run = learning.training(model, rows, how, group)
+        entries: list[dict[str, Any]] = []
+        outcome = run.run(Monitor({}), Hooks(log=entries.append))
+        losses = row_losses(model, rows, pad_id=0, batch_tokens=150, group=group)
+        save_file(learning.weights_of(model), f"{file}-{group.rank}.safetensors")
+    kept = [{key: value for key, value in entry.items() if "second" not in key} for entry in entries]
+    return {"entries": kept, "rows": outcome.row_log, "tokens": outcome.tokens, "losses": losses, "names": run.names}
+
+
+def all_cases(folder: str) -> dict[str, Any]:
+    return {case: trained(case, f"{folder}/two {case}", skewed=True) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """What two processes made of all cases."""
+    folder = tmp_path_factory.mktemp("pair")
+    return folder, Ranks(folder / "out", all_cases, str(folder)).results()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case: str, pair: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    folder, both = pair
+    first, second = (one[case] for one in both)
+    alone = trained(case, str(tmp_path / "one"))
+    for mine, theirs in ((first, alone), (second, alone)):
+        assert len(mine["entries"]) == len(theirs["entries"]) >= 3
+        for entry, want in zip(mine["entries"], theirs["entries"], strict=True):
+            assert entry == pytest.approx(want, abs=1e-8)
+        assert mine["tokens"] == theirs["tokens"]
+        assert [tuple(one) for one in mine["losses"]] == [
+            (pytest.approx(total, abs=1e-8), count) for total, count in theirs["losses"]
+        ]
+    # Each row of a step in one of the processes, and in one only.
+    for one, other, want in zip(first["rows"], second["rows"], alone["rows"], strict=True):
+        assert sorted([*one, *other]) == sorted(want) and one
+    assert any(other for other in second["rows"]) != (case == "one row")
+    want = load_file(tmp_path / "one-0.safetensors")
+    start = learning.weights_of(made(case)[0])
+    moved = max(float((want[name] - start[name]).abs().max()) for name in want)
+    assert moved > 1e-3
+    for rank in (0, 1):
+        got = load_file(folder / f"two {case}-{rank}.safetensors")
+        assert got.keys() == want.keys()
+        assert max(float((got[name] - want[name]).abs().max()) for name in want) <= 1e-8
+    assert learning.same(*(load_file(folder / f"two {case}-{rank}.safetensors") for rank in (0, 1)))
+
+
+def test_the_held_out_rows_are_measured_bit_by_bit_alike(pair: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    """Batches are dealt, not cut anew: with equal weights, figures do not depend on the number of processes."""
+    folder, (first, second) = pair
+    model, rows, _ = made("lora")
+    model.load_state_dict(load_file(folder / "two lora-0.safetensors"))
+    want = row_losses(model, rows, pad_id=0, batch_tokens=150)
+    assert first["lora"]["losses"] == second["lora"]["losses"] == [list(one) for one in want]
+
+
+# -- sharing a step --------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_shared_without_losing_a_row() -> None:
+    lengths = [5 + number * 7 % 31 for number in range(40)]
+    for count in (1, 2, 3, 4, 7):
+        for rows in (1, 2, 3, 5, 12, 40):
+            for width in (1, 3, 64):
+                batches = by_length(lengths, range(rows), 200, width)
+                shares = share(batches, lengths, count)
+                assert len(shares) == count
+                assert sorted(row for part in shares for batch in part for row in batch) == list(range(rows))
+                longest, shortest = (pick(len(part) for part in shares) for pick in (max, min))
+                assert longest == shortest or (longest == math.ceil(rows / count) and shortest == longest - 1)
+                if count == 1:
+                    assert shares == [batches]
+
+
+def test_the_largest_micro_batch_is_halved() -> None:
+    lengths = [10, 10, 10, 50, 50, 5]
+    assert share([[0, 1, 2], [3, 4], [5]], lengths, 2) == [[[0, 1, 2], [4]], [[3], [5]]]
+    assert share([[0, 1, 2]], lengths, 2) == [[[0, 1]], [[2]]]
+    assert share([[5]], lengths, 2) == [[[5]], []]
