@@ -214,7 +214,7 @@ class Training:
         mine = share(self.steps[step], self.lengths, group.count)[group.rank]
         reading = plan.reading
         strokes = reading.draw(step, len(self.steps), plan.seed)
-        layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.head_of)
+        layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.model)
         batches = [layout.batch([self.rows[n] for n in numbers], numbers) for numbers in mine]
         tokens = sum(layout.length(self.rows[number]) for numbers in mine for number in numbers)
         counts = group.exchange([sum(len(batch.targets) for batch in batches), tokens])
