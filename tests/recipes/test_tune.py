@@ -91,7 +91,7 @@ def test_held_out_tasks_are_never_trained_on(quick: Any, monkeypatch: pytest.Mon
     assert not set(split["train"]) & set(split["seen"])
     assert len(split["train"]) + len(split["seen"]) + len(split["unseen_tasks"]) == 40
     tokenizer = tiny.tokenizer("qwen")
-    (_, rows, _, _), *_ = seen
+    (_, rows, *_), *_ = seen
     texts = [tokenizer.decode(row.ids) for row in rows]
     assert len(texts) == len(split["train"])
     assert not any(f"Please {task} it" in text for text in texts for task in held)
