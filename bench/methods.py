@@ -56,14 +56,14 @@ ARMS = {
     "lora, dora": Arm({"method": "lora", "lora": {"dora": True}}, (5e-4, 1e-3, 2e-3)),
     "adapter": Arm({"method": "adapter"}, (5e-4, 1e-3, 2e-3)),
     "ia3": Arm({"method": "ia3"}, (3e-3, 1e-2, 3e-2)),
-    "prefix_tuning": Arm({"method": "prefix_tuning"}, (3e-3, 1e-2, 3e-2)),
-    "prompt_tuning": Arm({"method": "prompt_tuning"}, (3e-3, 1e-2, 3e-2)),
+    "prefix_tuning": Arm({"method": "prefix_tuning"}, (1e-2, 3e-2, 1e-1)),
+    "prompt_tuning": Arm({"method": "prompt_tuning"}, (1e-2, 3e-2, 1e-1)),
     "p_tuning": Arm({"method": "p_tuning"}, (1e-3, 3e-3, 1e-2)),
 }
 # What good initial values are worth: the same methods from random ones.
 RANDOM = {
-    "prefix_tuning, random": Arm({"method": "prefix_tuning", "prefix_tuning": {"init": "random"}}, (3e-3, 1e-2, 3e-2)),
-    "prompt_tuning, random": Arm({"method": "prompt_tuning", "prompt_tuning": {"init": "random"}}, (3e-3, 1e-2, 3e-2)),
+    "prefix_tuning, random": Arm({"method": "prefix_tuning", "prefix_tuning": {"init": "random"}}, (1e-2, 3e-2, 1e-1)),
+    "prompt_tuning, random": Arm({"method": "prompt_tuning", "prompt_tuning": {"init": "random"}}, (1e-2, 3e-2, 1e-1)),
 }
 ALL = ARMS | RANDOM
 BANKING = (
