@@ -13,6 +13,7 @@ import torch
 
 from ..models.kinds import Reader, kind_of
 from ..models.reading import Reading, cut, repeat
+from ..models.sharing import turn_of
 from ..prompts.template import Rendered
 
 
@@ -132,7 +133,8 @@ def _steps(
     """One token for every prompt at a time, until all have ended. A row that has ended repeats its stop id."""
     generator = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids))
-    reader = start(model, prompts, pad_id, sampling.max_new_tokens)
+    with turn_of(model):
+        reader = start(model, prompts, pad_id, sampling.max_new_tokens)
     logits = reader.logits
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     for left in range(sampling.max_new_tokens, 0, -1):
@@ -142,7 +144,7 @@ def _steps(
         yield token.tolist()
         if left == 1 or bool(ended.all()):
             return
-        with torch.inference_mode():
+        with turn_of(model), torch.inference_mode():
             logits = reader.proceed(token)
 
 

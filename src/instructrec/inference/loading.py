@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..models import methods
 from ..models.backbone import Backbone
 from ..models.loading import json_object, quiet
 from ..models.reading import Reading, ReadingPlan, cut, install
+from ..models.sharing import Resident, turn_of
 from ..prompts.choose import make_renderer
 from ..prompts.template import Rendered, Renderer
 
@@ -44,7 +46,7 @@ class Loaded:
     @property
     def decoder(self) -> Any:
         """The model without its reading plan."""
-        return self.model.model if isinstance(self.model, Reading) else self.model
+        return self.model.model if isinstance(self.model, (Reading, Resident)) else self.model
 
     @property
     def strokes(self) -> int:
@@ -64,10 +66,13 @@ class Loaded:
         """Ids that end an answer."""
         return self.renderer.stop_ids(self.backbone.stop_ids)
 
-    def untuned(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def untuned(self) -> Iterator[Any]:
         """The pretrained model reading once, for as long as the block lasts. Raises InputError where the method can't
         be undone."""
-        return self.method.disabled(self.decoder) if self.method else nullcontext(self.decoder)
+        plain = self.method.disabled(self.decoder) if self.method else nullcontext(self.decoder)
+        with turn_of(self.model), plain as model:
+            yield model
 
 
 def renderer_for(base: Backbone, template: str, system: str) -> Renderer:
@@ -99,10 +104,12 @@ def open_target(
     template: str = "auto",
     system: str = "",
     strokes: int | None = None,
+    base: Backbone | None = None,
 ) -> Loaded:
     """Load a run folder, or a built-in name, model folder, GGUF file or hub id, for answering.
 
     strokes: how often an instruction is read; None for as often as in tuning, or once.
+    base: the backbone, where it is loaded already.
     A run brings its own prompt template: another one is refused, since the model was not tuned for it.
     """
     if strokes is not None:
@@ -114,7 +121,7 @@ def open_target(
             raise InputError(
                 f"{target}: no {RUN_FILE}: the run has not finished (go on with `instructrec tune --resume`)"
             )
-        base = backbones.load(target, dtype=dtype, offline=offline)
+        base = base or backbones.load(target, dtype=dtype, offline=offline)
         model = base.model
         install(model)
         if strokes and strokes > 1:
@@ -122,15 +129,11 @@ def open_target(
         renderer = renderer_for(base, template, system)
         return Loaded(base, model, renderer, None, {}, None, precision)
     folder = Path(target)
-    run = json_object(folder / RUN_FILE)
+    run = run_of(folder)
     if template != "auto":
         raise InputError(f"template: '{target}' was tuned with its own prompt (leave --template away)")
-    backbone = run.get("backbone")
-    given = [backbone.get("name"), backbone.get("fingerprint"), run.get("method")] if isinstance(backbone, dict) else []
-    if not given or not all(isinstance(value, str) for value in given):
-        raise InputError(f"{folder / RUN_FILE}: want the names of a method and a backbone, and its fingerprint")
     method = methods.get(run["method"])
-    base = backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline)
+    base = base or backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline)
     method.check_kind(base.kind.name)
     install(base.model)
     found = fingerprint(base.folder)
@@ -159,6 +162,16 @@ def open_target(
     note = f"tuned to read {plan.describe()}, asked to read {'once' if dial == 1 else f'{dial} times'}"
     notes = () if dial in plan.strokes else (note,)
     return Loaded(base, reading, asked, method, run, folder, precision, notes)
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """What run.json says. Raises InputError where it does not even name a method and a backbone."""
+    run = json_object(folder / RUN_FILE)
+    backbone = run.get("backbone")
+    given = [backbone.get("name"), backbone.get("fingerprint"), run.get("method")] if isinstance(backbone, dict) else []
+    if not given or not all(isinstance(value, str) for value in given):
+        raise InputError(f"{folder / RUN_FILE}: want the names of a method and a backbone, and its fingerprint")
+    return run
 
 
 def fingerprint(folder: str) -> str:

@@ -41,6 +41,7 @@ class Reading(nn.Module):
 
     model: the decoder.  switch(model, weights): gives the model whose weights are 'off' or those of a named adapter.
     strokes: how often an instruction is read now, the dial of inference; the largest of the plan at first.
+    turn: a block in which the model may compute, where it shares its backbone with others.
     gates [L, 2]: share of stroke 2 in keys and values, raw scalars that start at 0 (after arXiv 2405.14862,
     whose shares start at one half and whose passes have an adapter each).
     slots [L, 2, G, S, E]: learned keys and values, as they are after rotation.
@@ -53,6 +54,7 @@ class Reading(nn.Module):
         kind_of(model).check_plan(plan)
         self.model, self.plan, self.switch = model, plan, switch
         self.strokes = plan.most
+        self.turn: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.own = list(trained_parameters(model).values())
         keys = self._shapes() if kind_of(model).causal else []  # the others remember nothing
         device = next(model.parameters()).device
