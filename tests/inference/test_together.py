@@ -96,9 +96,8 @@ def test_the_backbones_weights_are_there_once(together: Assistant, place: Path) 
             weights = {weight.data_ptr(): weight.numel() for weight in loaded.model.parameters()}
         assert base.keys() <= weights.keys(), name
         every |= weights
-        if name != "base":
-            run = json.loads((place / name / "run.json").read_text())
-            own += run["trained_parameters"]
+        alone = Assistant(place / name, **QUICK).loaded.model
+        own += sum(weight.numel() for weight in alone.parameters()) - sum(base.values())
     assert sum(every.values()) == sum(base.values()) + own
 
 
@@ -152,6 +151,17 @@ def test_untuned_for_a_while(together: Assistant, alone: dict[str, list[str]]) -
         assert one.answer(QUESTIONS) == alone[name]
 
 
+@torch.no_grad()
+def test_a_turn_within_a_turn_gives_the_outer_one_back(together: Assistant) -> None:
+    ids = torch.arange(6, 26)[None]
+    one, other = (together.using(name).loaded for name in ("adapter", "ia3"))
+    with turn_of(one.model):
+        want = one.decoder(input_ids=ids).logits
+        with turn_of(other.model):
+            assert not torch.equal(other.decoder(input_ids=ids).logits, want)
+        assert torch.equal(one.decoder(input_ids=ids).logits, want)
+
+
 def test_names_and_views(place: Path, alone: dict[str, list[str]]) -> None:
     assistant = Assistant({"one": place / "lora", "other": place / "ia3"}, **QUICK)
     assert assistant.adapters == ("one", "other") and assistant.name == "one"
@@ -196,6 +206,21 @@ def test_an_assistant_of_one_run(place: Path, alone: dict[str, list[str]]) -> No
     assert says(lambda: assistant("Say red.", adapter="lore")) == "adapter: none is called 'lore', did you mean 'lora'?"
     message = "Assistant: 'lora' was opened alone (want a list: Assistant(['lora']))"
     assert says(lambda: assistant.load(place / "ia3")) == message
+
+
+@pytest.mark.parametrize("kind", tiny.PAIRS)
+def test_on_an_encoder_decoder(kind: str, tmp_path: Path) -> None:
+    base = tiny.folder(kind, tmp_path / "base")
+    common: dict[str, Any] = {"max_steps": 4, "learning_rate": 5e-2, "held_out": "none", "tensorboard": False}
+    names = sorted(name for name in SHARING if "encoder-decoder" in METHODS[name].kinds)
+    assert {"adapter", "ia3", "lora"} <= {*names}
+    for name in names:
+        instructrec.tune(ROWS, out=tmp_path / name, model=str(base), precision="fp32", threads=1, method=name, **common)
+    wanted = {name: Assistant(tmp_path / name, **QUICK).answer(QUESTIONS) for name in [*names, "base"]}
+    assert len({*map(tuple, wanted.values())}) >= 3
+    assistant = Assistant([tmp_path / name for name in wanted], **QUICK)
+    for name in [*wanted, *reversed(wanted)]:
+        assert assistant.answer(QUESTIONS, adapter=name) == wanted[name], name
 
 
 # -- what can't live together ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import learning
 import tiny
 from instructrec.data.records import Record
 from instructrec.errors import DataError, EnvironmentFault
+from instructrec.models.methods import METHODS
 from instructrec.recipes.tune import _spread
 from instructrec.recipes.watch import UNSEEN, Watcher, part_rows
 
@@ -144,9 +145,10 @@ def test_full_tuning_end_to_end(quick: Any, base: Path) -> None:
     assert isinstance(talk("Please upper it"), str)
 
 
-def test_two_runs_of_one_process_may_differ_in_precision(quick: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"full"}))
+def test_two_runs_of_one_process_may_differ_in_precision(quick: Any, tmp_path: Path, method: str) -> None:
     quick(max_steps=1)
-    folder = quick(max_steps=1, precision="bf16", out=tmp_path / "bf16").folder
+    folder = quick(max_steps=1, precision="bf16", method=method, out=tmp_path / "bf16").folder
     weights = load_file(folder / "adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}  # trained weights stay precise
 

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ..data.records import Record
 from ..errors import InputError
 from ..models.reading.attention import Decoding, Tags
+from ..models.sharing import turn_of
 from ..prompts.template import Rendered, Renderer
 from ..prompts.verbalizer import Verbalizer
 from .engine import _length, _Planned, batches_of, start
@@ -111,7 +112,8 @@ def likelihoods(
     for numbers in batches_of(lengths, batch_rows, batch_tokens):
         batch = [unique[number] for number in numbers]
         width = lengths[numbers[0]]
-        found[batch] = _batch(model, [rows[n] for n in batch], candidates, pad_id, max(1, batch_tokens // width))
+        with turn_of(model):
+            found[batch] = _batch(model, [rows[n] for n in batch], candidates, pad_id, max(1, batch_tokens // width))
         done(len(batch))
     done(len(rows) - len(unique))
     return found[[first[key] for key in keys]]
@@ -175,7 +177,8 @@ def next_tokens(
     """log p of each of `ids` as the next token after each prompt, [N, K]: what verbalizers are learned from."""
     found = np.zeros((len(prompts), len(ids)))
     for numbers in batches_of([_length(model, prompt) for prompt in prompts], 16, batch_tokens):
-        reader = start(model, [prompts[number] for number in numbers], pad_id, 1)
+        with turn_of(model):
+            reader = start(model, [prompts[number] for number in numbers], pad_id, 1)
         found[numbers] = _log_softmax(reader.logits)[:, list(ids)].double().cpu().numpy()
     return found
 

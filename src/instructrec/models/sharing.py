@@ -149,6 +149,13 @@ class Resident(nn.Module):
         super().__init__()
         self.model, self.turn = model, turn
 
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of a model, its configuration for one, is the decoder's own."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
     def forward(self, **inputs: Any) -> Any:
         """The decoder's own forward, in its turn."""
         with self.turn():

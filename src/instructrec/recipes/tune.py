@@ -206,10 +206,10 @@ class _Run:
         """Run the loop and write what the run folder needs; returns when all is on disk."""
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from peft.helpers import disable_input_dtype_casting
 
         from ..models import backbone as backbones
         from ..models.methods import trained_parameters
+        from ..models.methods.through_peft import uncast
         from ..training.loop import Hooks, Training
 
         started = time.monotonic()
@@ -262,7 +262,7 @@ class _Run:
             save = partial(self._save, training, monitor)
             hooks = Hooks(look=look, log=log, save=save, stop=lambda: caught.agreed(self.group))
             # Under autocast PEFT would cast what comes in to the adapter's fp32, and autocast straight back again.
-            with disable_input_dtype_casting(self.tuned, active=accelerator.mixed_precision == "bf16"):
+            with uncast(self.tuned if accelerator.mixed_precision == "bf16" else None):
                 outcome = training.run(monitor, hooks, first)
         for tracker in accelerator.trackers:  # `end_training` would part the processes too
             tracker.finish()

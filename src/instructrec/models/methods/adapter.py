@@ -102,6 +102,7 @@ class Adapter(Method):
     reference = "arXiv 1902.00751"
     learning_rate = 1e-3
     several = True
+    kinds = ("decoder", "encoder-decoder")
     library = "instructrec"
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:

@@ -22,6 +22,7 @@ class Ia3(ThroughPeft):
     name = "ia3"
     reference = "arXiv 2205.05638"
     learning_rate = 1e-2
+    kinds = ("decoder", "encoder-decoder")
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model wrapped by PEFT. Raises InputError for a target that names no linear layer, and where the model has

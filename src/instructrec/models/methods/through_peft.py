@@ -189,6 +189,21 @@ def task_of(model: Any) -> str | None:
     return kind_of(model).task if hasattr(model, "prepare_inputs_for_generation") else None
 
 
+@contextmanager
+def uncast(model: Any) -> Iterator[None]:
+    """PEFT's layers in `model` (or None) take what comes in in its own type: under autocast a cast would be undone.
+    PEFT's `disable_input_dtype_casting` asks every layer for a switch that IA3's layers lack."""
+    modules = model.modules() if model is not None else ()
+    layers = [module for module in modules if getattr(module, "cast_input_dtype_enabled", False)]
+    try:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = False
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
+
+
 def check_shapes(weights: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
     """Raises Unfit unless the weights have just these names and shapes."""
     for name in sorted(weights.keys() ^ shapes.keys())[:1]:
