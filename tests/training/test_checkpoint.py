@@ -62,7 +62,7 @@ def comparable(entries: list[dict[str, Any]]) -> list[Any]:
     return [(entry["step"], entry["loss"], entry["grad_norm"], entry["learning_rate"]) for entry in entries]
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "adapter", "ia3"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop", [1, 4, 9])
 def test_resumed_equals_straight(method: str, stop: int, tmp_path: Path) -> None:
     straight, whole, want = run_to(tmp_path / "straight", method, 0, None)

@@ -267,7 +267,7 @@ def test_a_crash_while_a_real_model_is_saved(method: str, tmp_path: Path) -> Non
     work = Work(lambda root: None, lambda root: write(root, 2), seen, 1, 2, 0)
     whole, error = tried(work, tmp_path)
     whole.close()
-    assert error is None and whole.calls.count("serialize") == 2 and whole.calls.count("fsync") > 10
+    assert error is None and whole.calls.count("serialize") >= 2 and whole.calls.count("fsync") > 10
     late = [place + 1 for place, name in enumerate(whole.calls) if name in ("serialize", "fsync", "rename", "rmdir")]
     found = set()
     for place in late:

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..prompts.template import Rendered
-from .loading import BROKEN, first_line
+from .loading import BROKEN, first_line, quiet
 from .prefix import Layers, Prefix
 from .reading.attention import NAME, Sight, Tags
 from .reading.plan import ReadingPlan
@@ -45,6 +45,8 @@ def read(model: Any, embeddings: torch.Tensor) -> Layers:
         use_cache=False,
         reading=sight,
     )
+    if not sight.read or sorted(sight.read) != list(range(len(sight.read))):
+        raise InputError("its layers keep no keys and values that can be learned")
     return sight.memorise(len(sight.read))
 
 
@@ -62,7 +64,7 @@ def probe(model: Any) -> Layers:
     places = torch.arange(_PROBED, device=device)[None]
     model.eval()
     try:
-        with held.using(None) if held else nullcontext():
+        with quiet(), held.using(None) if held else nullcontext():
             if model.base_model is model:
                 raise InputError("it has no part without an output layer")
             plain = model(input_ids=ids, use_cache=False).logits[:, _AHEAD:]  # before the attention is ours
@@ -75,7 +77,8 @@ def probe(model: Any) -> Layers:
                 raise InputError("it does not read the same with keys and values put before a row")
     except (InputError, NotImplementedError, *BROKEN) as error:
         model.set_attn_implementation(before)
-        raise InputError(f"method: this model can't have a soft prompt: {first_line(error)}") from error
+        why = first_line(error).removeprefix("strokes: ").partition(";")[0]  # where it can't read with a memory at all
+        raise InputError(f"method: this model can't have a soft prompt: {why}") from error
     finally:
         for module, training in modes:
             module.training = training

@@ -190,15 +190,19 @@ def attend(
     if prefix is not None:
         own, tokens = key.shape[2], query.shape[2]
         key, value = prefix.extend(module.layer_idx, key, value)
-        if attention_mask is not None or (causal and query.device.type != "cpu"):
+        if attention_mask is not None or (causal and not _by_products(query)):
             attention_mask = prefix.widen(attention_mask, tokens, own, query.device)
         blocks = prefix.shift(blocks)
     masked = attention_mask is not None
     # One masked query is the one case in which the fused kernel is the quicker one on a processor.
-    if query.device.type == "cpu" and not special and (query.shape[2] > 1 if masked else causal):
+    if _by_products(query) and not special and (query.shape[2] > 1 if masked else causal):
         scaling, dropout = kwargs.get("scaling"), kwargs.get("dropout", 0.0)
         return products.attention(query, key, value, attention_mask, blocks, scaling, dropout), None
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+
+def _by_products(query: torch.Tensor) -> bool:
+    return query.device.type == "cpu"
 
 
 def install(model: Any) -> None:
