@@ -319,6 +319,14 @@ def test_the_networks_dropout_is_not_saved(tmp_path: Path) -> None:
     assert torch.equal(logits(again.eval()), want)
 
 
+@torch.no_grad()
+def test_the_network_computes_the_same_under_autocast() -> None:
+    one = prompt(made(METHODS["p_tuning"], "llama"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(one._embeddings(), one.saved())
+    assert one.saved().dtype == torch.float32
+
+
 def test_what_was_read_once_is_read_again_after_a_move(tmp_path: Path) -> None:
     method = METHODS["prompt_tuning"]
     method.save(made(method, "llama"), tmp_path, "tiny")
