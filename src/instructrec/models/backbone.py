@@ -173,12 +173,13 @@ def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
     # False, not left away: the library would ask on the terminal whether to run the folder's code.
     given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with quiet():
-        from transformers import AutoConfig, AutoTokenizer
+        import transformers
 
         try:
-            config = AutoConfig.from_pretrained(where, **given)
+            config = transformers.AutoConfig.from_pretrained(where, **given)
             by_config(config).check(config, name)
-            tokenizer = AutoTokenizer.from_pretrained(where, **given)
+            auto = getattr(transformers, by_config(config).tokenizer(config, Path(where), name))
+            tokenizer = auto.from_pretrained(where, **given)
         except BROKEN as error:
             raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -222,11 +223,26 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         except BROKEN as error:
+            _check_gguf_kind(gguf)
             raise InputError(f"model: {gguf.name} could not be read as GGUF: {first_line(error)}") from error
         model.config._name_or_path = ""
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     _drop_added_tokens(folder / "tokenizer.json", model.get_input_embeddings().weight.shape[0])
+
+
+def _check_gguf_kind(gguf: Path) -> None:
+    """Raises InputError where a file that can't be read holds no decoder."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except BROKEN:
+        return
+    if not (kind := by_config(config)).causal:
+        raise InputError(
+            f"model: {gguf.name} holds an {kind.name} ({config.model_type}); GGUF is read for decoders only"
+        )
 
 
 def _drop_added_tokens(file: Path, rows: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,15 @@ class Fitted:
     skipped_turns: int
     longest: int
     quantiles: dict[str, int]  # tokens a row
+    unknown: tuple[int, ...] = ()  # index into the records: the answer holds what the tokenizer has no token for
+
+    def warning(self, records: Sequence[Record]) -> str:
+        """One sentence about answers that the model can't ever give, or ''. records: those that were fitted."""
+        if not self.unknown:
+            return ""
+        places = ", ".join(str(records[index].origin) for index in self.unknown[:5])
+        more = ", …" if len(self.unknown) > 5 else ""
+        return f"{len(self.unknown)} answers hold characters that this tokenizer does not know: {places}{more}"
 
     def describe(self) -> str:
         """One sentence for the terminal."""
@@ -85,8 +95,17 @@ def fit(
             rendered.append(row)
     if problems:
         raise DataError(problems)
+    unknown = _unknown(renderer.tokenizer)
+    lost = tuple(index for index, row in zip(kept, rendered, strict=True) if unknown in row.ids[row.prompt_end :])
     skipped = sum(row.skipped_turns for row in rendered)
-    return Fitted(rendered, kept, dropped, trimmed, skipped, max(lengths, default=0), _quantiles(lengths))
+    longest = max(lengths, default=0)
+    return Fitted(rendered, kept, dropped, trimmed, skipped, longest, _quantiles(lengths), lost)
+
+
+def _unknown(tokenizer: Any) -> int:
+    """The id of what the tokenizer does not know; -1 where it knows all, or says so with a token that ends answers."""
+    unknown = tokenizer.unk_token_id
+    return -1 if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else int(unknown)
 
 
 def _too_long(row: Rendered, max_length: int, on_long: str, has_input: bool) -> str:

@@ -72,6 +72,8 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
         size=kind.size,
     )
     console.say(f"Prompt template: {renderer.name}; {fitted.describe()}")
+    if warning := fitted.warning(rows):
+        console.warn(warning)
     learned = sum(row.targets for row in fitted.rendered)
     total = sum(len(row.ids) for row in fitted.rendered)
     if total:

@@ -90,7 +90,9 @@ def _run(
     console.say(parts.explanation)
     run = _Run(folder, settings, origins, get(settings.method), rows, parts, group)
     run.watched_files = {} if held is None else dict(held.files) or {MEMORY: digest(held.records)}
-    with _quiet():
+    from ..models.loading import quiet
+
+    with _quiet(), quiet():  # the library's bars for files and advice on caches
         run.prepare()
         return run.finished or run.train()
 
@@ -174,6 +176,8 @@ class _Run:
             size=kind.size,
         )
         console.say(f"Prompt template: {self.renderer.name}; {self.fitted.describe()}")
+        if warning := self.fitted.warning(self.parts.train):
+            console.warn(warning)
         self.fitted = check_positions(self.fitted, self.reading, self.backbone, settings.on_long)
         if not self.fitted.rendered:
             raise InputError("no rows are left to train on")

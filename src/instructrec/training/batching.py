@@ -91,10 +91,10 @@ def plan_epoch(
     return [batches[place] for place in generator.permutation(len(batches))]
 
 
-def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Share of all batch positions that hold no token of any row."""
-    total = sum(len(batch) * max(lengths[number] for number in batch) for batch in batches)
-    used = sum(lengths[number] for batch in batches for number in batch)
+def padding_share(sides: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> float:
+    """Share of all batch positions that hold no token of any row. sides: what each stack reads of each row."""
+    total = sum(len(batch) * max(side) for batch in batches for side in zip(*(sides[n] for n in batch), strict=True))
+    used = sum(sum(sides[number]) for batch in batches for number in batch)
     return 1 - used / total if total else 0.0
 
 

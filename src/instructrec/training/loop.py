@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import InstructRecError
+from ..models.kinds import kind_of
 from ..models.methods import trained_parameters
 from ..models.reading import ReadingPlan
 from ..prompts.template import Rendered
@@ -153,7 +154,10 @@ class Training:
         self.parameters = list(trained_parameters(model).values())
         group.take_over(self.parameters)
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, plan))
-        self.outcome = Outcome(padding_share=padding_share(self.lengths, [b for step in self.steps for b in step]))
+        kind, batches = kind_of(model), [batch for step in self.steps for batch in step]
+        answers = [len(row.ids) - row.prompt_end for row in rows]
+        sides = [kind.sides(size, answer) for size, answer in zip(self.lengths, answers, strict=True)]
+        self.outcome = Outcome(padding_share=padding_share(sides, batches))
 
     def run(self, monitor: Monitor, hooks: Hooks, first_step: int = 0) -> Outcome:
         """Train from `first_step` to the end of the plan, or until the monitor's patience runs out."""

@@ -8,6 +8,7 @@ B rows, N supervised positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -55,6 +56,10 @@ class Kind:
     def check(self, config: Any, name: str) -> None:
         """Raises InputError for a configuration of this kind that can't be tuned; `name` as the user gave it."""
 
+    def tokenizer(self, config: Any, folder: Path, name: str) -> str:
+        """The `transformers` class that loads the tokenizer in `folder`. Raises InputError where there is none."""
+        return "AutoTokenizer"
+
     def check_tokenizer(self, tokenizer: Any, name: str) -> None:
         """Raises InputError where the tokenizer makes of a text what this kind can't be fed."""
 
@@ -64,6 +69,10 @@ class Kind:
     def size(self, prompt: int, answer: int) -> int:
         """Positions that a prompt and its answer take, to be held against those that the model has."""
         return prompt + answer
+
+    def sides(self, tokens: int, answer: int) -> tuple[int, ...]:
+        """What each stack reads of a row of so many tokens, its answer among them: each is filled up by itself."""
+        return (tokens,)
 
     def room(self, limit: int, prompt: int) -> int:
         """Tokens that an answer may have after so many of the prompt, where the model has `limit` positions."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,19 @@ class EncoderDecoder(Kind):
         if getattr(config, "share_encoder_decoder_embeddings", True) is False or hasattr(config, "tgt_vocab_size"):
             raise InputError(f"{what} with a vocabulary for each side; this version tunes those with one for both")
 
+    def tokenizer(self, config: Any, folder: Path, name: str) -> str:
+        """Marian's own class segments with two SentencePiece models and is not fast; a tokenizer.json is."""
+        if config.model_type != "marian":
+            return "AutoTokenizer"
+        if not (folder / "tokenizer.json").is_file():
+            found = [file for file in ("source.spm", "target.spm") if (folder / file).is_file()]
+            but = f", only {' and '.join(found)}" if found else ""
+            raise InputError(
+                f"model: '{name}' has no tokenizer.json{but} (a fast tokenizer is needed; docs/kinds.md says how to "
+                "come by one)"
+            )
+        return "PreTrainedTokenizerFast"
+
     def check_tokenizer(self, tokenizer: Any, name: str) -> None:
         """Raises InputError for a tokenizer that puts more around a text than its start and end (language codes): the
         renderer would leave that away."""
@@ -79,6 +93,10 @@ class EncoderDecoder(Kind):
     def size(self, prompt: int, answer: int) -> int:
         """Each side has positions of its own."""
         return max(prompt, answer)
+
+    def sides(self, tokens: int, answer: int) -> tuple[int, ...]:
+        """The prompt, as often as it is read, and the answer."""
+        return tokens - answer, answer
 
     def room(self, limit: int, prompt: int) -> int:
         """All positions of the decoder, unless the encoder lacks some."""
