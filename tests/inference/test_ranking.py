@@ -45,7 +45,8 @@ def test_scores_equal_one_full_pass_for_each_candidate(kind: str) -> None:
     install(model)
     rows = [prompt(length) for length in (3, 40, 17, 2, 25, 9)]
     heads = Candidates((), ((7,), (7, 8), (7, 8, 9, 10), (11, 12), (11, 13), (14, 15, 16, 17, 18), (11,)))
-    for candidates in (heads, Candidates((21, 22), heads.ids), Candidates((), ((5,), (6,)))):
+    alike = Candidates((), ((7, 8, 9, 10), (7, 8, 11, 12), (7, 8, 9, 13, 14), (5,)))
+    for candidates in (heads, Candidates((21, 22), heads.ids), Candidates((), ((5,), (6,))), alike):
         want = [[plain(model, [*row.ids, *candidates.lead], ids) for ids in candidates.ids] for row in rows]
         for options in ({}, {"batch_rows": 2}, {"batch_tokens": 90}, {"batch_tokens": 1}):
             found = likelihoods(model, rows, candidates, pad_id=0, **options)

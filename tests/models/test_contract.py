@@ -1,4 +1,5 @@
-"""What every tuning method promises, on four kinds of model. A new method is covered by being registered."""
+"""What every tuning method promises, on four decoders and two encoder-decoders. A new method is covered by being
+registered; conftest.py leaves out the kinds of backbone that it does not tune."""
 
 from __future__ import annotations
 
@@ -16,11 +17,17 @@ import learning
 import tiny
 from instructrec.errors import InputError
 from instructrec.models import methods
+from instructrec.models.kinds import kind_of
 from instructrec.models.methods import METHODS, Method, trained_parameters
 from instructrec.models.reading import install
 
 IDS = torch.arange(6, 36).reshape(1, 30)  # [B, T]; longer than the tiny Gemma's window of 16
 Tuned = tuple[Method, Any, Any]
+
+
+@pytest.fixture(params=(*tiny.KINDS, *tiny.PAIRS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 # Options that make another method of one: the contract holds for them as well.
@@ -76,6 +83,8 @@ def tuned(method: Method, attached: Any, kind: str) -> Any:
 
 @torch.no_grad()
 def logits(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
+    if not kind_of(model).causal:  # an encoder-decoder answers what it is asked, and has no positions to be told
+        more = {"decoder_input_ids": ids}
     return model(input_ids=ids, attention_mask=mask, **more).logits
 
 
@@ -164,6 +173,7 @@ def test_merging_refuses_what_is_not_finite(method: Method, attached: Any, bad: 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_neighbour_never_changes_a_row(tuned: Any, side: str) -> None:
+    side = side if kind_of(tuned).causal else "right"  # as its rows are filled up
     short = IDS[:, 5:18]
     width, length = IDS.shape[1], short.shape[1]
     place = slice(width - length, width) if side == "left" else slice(0, length)
@@ -180,7 +190,9 @@ def test_a_batch_neighbour_never_changes_a_row(tuned: Any, side: str) -> None:
 def test_step_by_step_equals_one_pass(tuned: Any) -> None:
     want, cache, steps = logits(tuned), None, []
     for place in range(IDS.shape[1]):
-        out = tuned(input_ids=IDS[:, place : place + 1], past_key_values=cache, use_cache=True)
+        part = IDS[:, place : place + 1]
+        fed = {"input_ids": part} if kind_of(tuned).causal else {"input_ids": IDS, "decoder_input_ids": part}
+        out = tuned(**fed, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         steps.append(out.logits)
     assert largest_difference(torch.cat(steps, 1), want) <= 1e-5
@@ -232,6 +244,7 @@ class Shift(Method):
     name = "shift"
     reference = "this test"
     learning_rate = 1e-2
+    kinds = ("decoder", "encoder-decoder")
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         model.requires_grad_(False)

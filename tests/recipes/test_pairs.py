@@ -92,7 +92,16 @@ def test_a_memory_is_refused_before_training(quick: Any, settings: dict[str, Any
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_method_for_decoders_alone_is_refused(quick: Any) -> None:
+@pytest.mark.parametrize("method", [name for name in METHODS if "encoder-decoder" not in METHODS[name].kinds])
+def test_a_method_that_tunes_decoders_alone_is_refused(quick: Any, method: str, tmp_path: Path) -> None:
+    able = sorted(name for name, one in METHODS.items() if "encoder-decoder" in one.kinds)
+    assert refused(quick, method=method) == (
+        f"method: '{method}' can't tune an encoder-decoder (want {' or '.join(able)})"
+    )
+    assert not (tmp_path / "run" / "settings.json").exists()
+
+
+def test_a_new_method_is_for_decoders_unless_it_says_more(quick: Any) -> None:
     class Narrow(Method):
         name = "narrow"
         reference = "this test"

@@ -27,7 +27,7 @@ def mean_states(loaded: Loaded, texts: Sequence[str], batch_tokens: int = 8192) 
     found: dict[int, NDArray[np.float64]] = {}
     switchable = loaded.method is None or loaded.method.switchable
     with torch.inference_mode(), loaded.untuned() if switchable else torch.inference_mode():
-        body = loaded.backbone.model.base_model
+        body = loaded.backbone.kind.body(loaded.backbone.model)
         device = next(body.parameters()).device
         for numbers in batches_of([len(row) for row in rows], 32, batch_tokens):
             width = len(rows[numbers[0]])

@@ -1,11 +1,12 @@
 """Prompts in, tokens out. Knows no HTTP, no files and no templates.
 
-B prompts of a batch, V vocabulary.
+B prompts of a batch, R rows of a branch, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from ..models.kinds import Reader, kind_of
 from ..models.reading import Reading, cut, repeat
+from ..models.reading.attention import Decoding, Tags
 from ..models.sharing import turn_of
 from ..prompts.template import Rendered
 
@@ -107,6 +109,8 @@ def _length(model: Any, prompt: Rendered) -> int:
 class _Planned:
     """Prompts read stroke by stroke, and the memory that this leaves."""
 
+    never: Sequence[int] = ()
+
     def __init__(self, model: Reading, prompts: Sequence[Rendered], pad_id: int, room: int) -> None:
         self.model = model
         self.state, self.logits = model.prefill(prompts, pad_id, room)
@@ -114,6 +118,14 @@ class _Planned:
     def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after tokens [B]."""
         return self.model.proceed(self.state, tokens)
+
+    def branch(self, rows: torch.Tensor) -> _Planned:
+        """A reader that goes on from these rows [R]."""
+        other, state = copy(self), self.state
+        layers = [(keys[rows], values[rows]) for keys, values in state.layers]
+        parts = (state.tags.position, state.tags.stroke, state.tags.answer, state.tags.valid)
+        other.state = Decoding(state.plan, layers, Tags(*(part[rows] for part in parts)), state.length)
+        return other
 
 
 @torch.inference_mode()
@@ -138,6 +150,8 @@ def _steps(
     logits = reader.logits
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     for left in range(sampling.max_new_tokens, 0, -1):
+        if reader.never:
+            logits = logits.index_fill(1, torch.tensor(reader.never, device=logits.device), -torch.inf)
         token = choose(logits, sampling, generator)  # [B], on the processor
         token = torch.where(ended, stops[0], token)
         ended |= torch.isin(token, stops)

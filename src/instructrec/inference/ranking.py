@@ -18,7 +18,6 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
@@ -29,11 +28,11 @@ from numpy.typing import NDArray
 
 from ..data.records import Record
 from ..errors import InputError
-from ..models.reading.attention import Decoding, Tags
+from ..models.kinds import kind_of
 from ..models.sharing import turn_of
 from ..prompts.template import Rendered, Renderer
 from ..prompts.verbalizer import Verbalizer
-from .engine import _length, _Planned, batches_of, start
+from .engine import _length, batches_of, start
 
 Floats = NDArray[np.float64]
 
@@ -100,9 +99,15 @@ def likelihoods(
 ) -> Floats:
     """log p of each candidate after each prompt, [N, K], in nats; equal prompts are read once.
 
-    model: a decoder, or a `Reading`, which reads each prompt as its plan says. batch_tokens: tokens, filled up, that
+    model: a backbone, or a `Reading`, which reads each prompt as its plan says. batch_tokens: tokens, filled up, that
     are kept for a batch of prompts, and again for the pairs of prompts and candidates made of it.
     """
+    if candidates.lead and not kind_of(model).causal:  # a prompt for an encoder can't end with what is answered
+        lead = candidates.lead
+        whole = Candidates((), (lead, *(lead + ids for ids in candidates.ids)))
+        limits = {"batch_rows": batch_rows, "batch_tokens": batch_tokens}
+        found = likelihoods(model, prompts, whole, pad_id=pad_id, done=done, **limits)
+        return np.asarray(found[:, 1:] - found[:, :1])
     rows = [candidates.behind(prompt) for prompt in prompts]
     first: dict[tuple[tuple[int, ...], int], int] = {}
     keys = [(tuple(row.ids), row.instruction_end) for row in rows]
@@ -130,10 +135,10 @@ def _batch(model: Any, rows: Sequence[Rendered], candidates: Candidates, pad_id:
     heads = {ids[:-1] for ids in candidates.ids if len(ids) > 1}
     paths = sorted(path for path in heads if not any(path != other and other[: len(path)] == path for other in heads))
     work = [(row, path) for row in range(len(rows)) for path in paths]
+    done: set[tuple[int, int, int]] = set()  # paths that begin alike may fall into several parts
     for begin in range(0, len(work), pairs):
         part = work[begin : begin + pairs]
-        own = _branch(reader, torch.tensor([row for row, _ in part], device=logs.device))
-        done: set[tuple[int, int, int]] = set()
+        own = reader.branch(torch.tensor([row for row, _ in part], device=logs.device))
         for step in range(max(len(path) for _, path in part)):
             tokens = torch.tensor([path[step] if step < len(path) else path[-1] for _, path in part])
             after = _log_softmax(own.proceed(tokens))  # [R, V]
@@ -151,23 +156,6 @@ def _batch(model: Any, rows: Sequence[Rendered], candidates: Candidates, pad_id:
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(exact, -1)
-
-
-def _branch(reader: Any, rows: torch.Tensor) -> Any:
-    """A reader that goes on from these rows of another, which stays as it is; rows may come several times."""
-    other = copy(reader)
-    if isinstance(reader, _Planned):
-        state = reader.state
-        layers = [(keys[rows], values[rows]) for keys, values in state.layers]
-        parts = (state.tags.position, state.tags.stroke, state.tags.answer, state.tags.valid)
-        other.state = Decoding(state.plan, layers, Tags(*(part[rows] for part in parts)), state.length)
-        return other
-    other.mask, other.positions = reader.mask[rows], reader.positions[rows]
-    other.cache = copy(reader.cache)
-    # Selecting puts new tensors into a layer and leaves the old ones alone, so the layers' objects are copied only.
-    other.cache.layers = [copy(layer) for layer in reader.cache.layers]
-    other.cache.batch_select_indices(rows)
-    return other
 
 
 @torch.inference_mode()
@@ -209,7 +197,7 @@ def fits(model: Any, prompt: Rendered, candidates: Candidates, limit: int) -> bo
     """Whether a model with `limit` positions can hold the prompt and every candidate."""
     from .loading import positions
 
-    return positions(model, prompt) + candidates.longest <= limit
+    return candidates.longest <= kind_of(model).room(limit, positions(model, prompt))
 
 
 __all__ = ["CALIBRATIONS", "COMBINE", "Candidates", "by_label", "contextual", "fits", "likelihoods", "next_tokens"]

@@ -142,6 +142,7 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
     model, info = loaded
     check_complete(info, f"model: '{name}'")
     check_numbers(model, Path(where))
+    kind.check_model(model, name)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError(f"model: '{name}': the tokenizer has {len(tokenizer):,} ids, the embedding only {rows:,} rows")

@@ -2,7 +2,7 @@
 
 Rooms above ask `kind_of(model)` or `Backbone.kind` and never a model's type.
 
-B rows, N supervised positions, V vocabulary.
+B rows, R rows of a branch, N supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """Prompts that were read, and answers that grow token by token. logits [B, V]: of each answer's first token."""
+    """Prompts that were read, and answers that grow token by token.
+
+    logits [B, V]: of each answer's first token.  never: ids that can't be part of an answer, however likely.
+    """
 
     logits: torch.Tensor
+    never: Sequence[int]
 
     def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one token more of each answer, tokens [B]."""
+
+    def branch(self, rows: torch.Tensor) -> Reader:
+        """A reader that goes on from these rows [R] of this one, which stays as it is; rows may come several times."""
 
 
 class Kind:
@@ -63,6 +70,9 @@ class Kind:
     def check_tokenizer(self, tokenizer: Any, name: str) -> None:
         """Raises InputError where the tokenizer makes of a text what this kind can't be fed."""
 
+    def check_model(self, model: Any, name: str) -> None:
+        """Raises InputError for a loaded model that can't be used."""
+
     def check_plan(self, plan: ReadingPlan) -> None:
         """Raises InputError for a reading plan that this kind can't read by."""
 
@@ -87,6 +97,10 @@ class Kind:
         with logits_at(model, batch.positions):
             logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
         return logits[0]
+
+    def body(self, model: Any) -> Any:
+        """The part of a backbone that turns ids and their mask into hidden states."""
+        return model.base_model
 
     def start(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> Reader:
         """Prompts read in one go, ready for their answers."""

@@ -1,12 +1,13 @@
 """Decoders: one causal stack that reads the prompt and goes on with the answer.
 
-B rows, T tokens of the longest row or prompt, N supervised positions, V vocabulary.
+B rows, T tokens of the longest row or prompt, N supervised positions, R rows of a branch, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,19 @@ def collate(rows: Sequence[Rendered], pad_id: int, numbers: Sequence[int] = ()) 
     )
 
 
+def selected(cache: Any, rows: torch.Tensor) -> Any:
+    """A copy of a cache of keys and values with these of its rows, [R]."""
+    cache = copy(cache)
+    # Selecting puts new tensors into a layer and leaves the old ones alone, so the layers' objects are copied only.
+    cache.layers = [copy(layer) for layer in cache.layers]
+    cache.batch_select_indices(rows)
+    return cache
+
+
 class Cached:
     """Prompts filled up on the left, read in one go, and the backbone's own cache after that."""
+
+    never: Sequence[int] = ()
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
         device = next(model.parameters()).device
@@ -97,6 +109,12 @@ class Cached:
         logits = self._call(tokens.to(self.mask.device)[:, None], self.positions)
         self.positions = self.positions + 1
         return logits
+
+    def branch(self, rows: torch.Tensor) -> Cached:
+        """A reader that goes on from these rows [R]."""
+        other = copy(self)
+        other.mask, other.positions, other.cache = self.mask[rows], self.positions[rows], selected(self.cache, rows)
+        return other
 
     def _call(self, ids: torch.Tensor, positions: torch.Tensor, **more: Any) -> torch.Tensor:
         given = {"attention_mask": self.mask, "position_ids": positions, "past_key_values": self.cache, **more}

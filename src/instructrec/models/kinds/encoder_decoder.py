@@ -6,13 +6,15 @@ T5 (arXiv 1910.10683), BART (1910.13461), Marian (1804.00344) and their kin. Bot
 rows are filled up on the right on both sides. Reading an instruction several times is writing it several times: the
 encoder sees to both sides, so there is no memory and no order of readings to choose.
 
-B rows, T tokens of the longest prompt, U of the longest answer, N supervised positions, V vocabulary.
+B rows, T tokens of the longest prompt, U of the longest answer, N supervised positions, R rows of a
+branch, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from ...errors import InputError
 from ...prompts.template import Rendered
 from . import Kind
 from .batch import Batch, as_mask, fill
+from .decoder import selected
 
 if TYPE_CHECKING:
     from ..reading import ReadingPlan
@@ -69,6 +72,12 @@ class EncoderDecoder(Kind):
                 "come by one)"
             )
         return "PreTrainedTokenizerFast"
+
+    def check_model(self, model: Any, name: str) -> None:
+        """Raises InputError where the settings do not say what a decoder starts with."""
+        kept = model.generation_config
+        if kept.decoder_start_token_id is None and kept.bos_token_id is None:
+            raise InputError(f"model: '{name}' lacks decoder_start_token_id: nobody knows how an answer begins")
 
     def check_tokenizer(self, tokenizer: Any, name: str) -> None:
         """Raises InputError for a tokenizer that puts more around a text than its start and end (language codes): the
@@ -120,17 +129,19 @@ class EncoderDecoder(Kind):
         fed = torch.from_numpy(answers)
         return Batch(torch.from_numpy(ids), as_mask(mask), where, what, whose, tuple(numbers), answers=fed)
 
+    def body(self, model: Any) -> Any:
+        """The encoder."""
+        return model.get_encoder()
+
     def start(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> Encoded:
         """Prompts through the encoder, once."""
         return Encoded(model, prompts, pad_id)
 
 
 def starts(model: Any) -> list[int]:
-    """Ids with which every answer of a model begins and that are not part of it. Raises InputError for none."""
+    """Ids with which every answer of a model begins and that are not part of it."""
     kept = model.generation_config
     first = kept.bos_token_id if kept.decoder_start_token_id is None else kept.decoder_start_token_id
-    if first is None:
-        raise InputError("model: its configuration lacks decoder_start_token_id: nobody knows how an answer begins")
     forced = kept.forced_bos_token_id
     return [int(first)] if forced is None else [int(first), int(forced)]
 
@@ -145,23 +156,31 @@ class Encoded:
         kept = model.generation_config
         ends = kept.eos_token_id if isinstance(kept.eos_token_id, list) else [kept.eos_token_id]
         # Marian was never taught not to answer with its padding; where that ends an answer too, it has to stay.
-        self.never = [] if kept.pad_token_id is None or kept.pad_token_id in ends else [kept.pad_token_id]
+        self.never: Sequence[int] = (
+            [] if kept.pad_token_id is None or kept.pad_token_id in ends else [kept.pad_token_id]
+        )
         begin = torch.tensor([starts(model)] * len(prompts), device=device)
         out = self._call(input_ids=torch.from_numpy(ids).to(device), decoder_input_ids=begin)
         self.read = (out.encoder_last_hidden_state,)
-        self.logits = self._last(out)
+        self.logits: torch.Tensor = out.logits[:, -1]
 
     def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after tokens [B]."""
         fed = tokens.to(self.mask.device)[:, None]
-        return self._last(self._call(encoder_outputs=self.read, decoder_input_ids=fed, past_key_values=self.cache))
+        out = self._call(encoder_outputs=self.read, decoder_input_ids=fed, past_key_values=self.cache)
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def branch(self, rows: torch.Tensor) -> Encoded:
+        """A reader that goes on from these rows [R]."""
+        other = copy(self)
+        other.mask, other.read = self.mask[rows], (self.read[0][rows],)
+        other.cache = copy(self.cache)
+        for name in ("self_attention_cache", "cross_attention_cache"):
+            setattr(other.cache, name, selected(getattr(self.cache, name), rows))
+        return other
 
     def _call(self, **given: Any) -> Any:
         out = self.model(attention_mask=self.mask, use_cache=True, **given)
         self.cache = out.past_key_values
         return out
-
-    def _last(self, out: Any) -> torch.Tensor:
-        logits: torch.Tensor = out.logits[:, -1]
-        logits[:, self.never] = -torch.inf
-        return logits

@@ -28,11 +28,8 @@ class Full(Method):
     library = "transformers"
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
-        """Every parameter becomes trainable, in fp32."""
-        model.float()
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        return model
+        """Every parameter is trained, in fp32, but those that the library itself holds fixed (Marian's sines)."""
+        return model.float()
 
     def save(self, model: Any, folder: Path, base: str) -> None:
         """A model folder that `from_pretrained` loads."""
