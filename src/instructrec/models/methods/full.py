@@ -28,8 +28,12 @@ class Full(Method):
     library = "transformers"
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
-        """Every parameter is trained, in fp32, but those that the library itself holds fixed (Marian's sines)."""
-        return model.float()
+        """Every parameter is trained, in fp32, but those that the library makes anew when it loads (Marian's sines)."""
+        model.float()
+        made = model._keys_to_ignore_on_save or ()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in made)
+        return model
 
     def save(self, model: Any, folder: Path, base: str) -> None:
         """A model folder that `from_pretrained` loads."""
