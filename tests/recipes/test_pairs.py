@@ -162,7 +162,9 @@ def test_each_side_is_held_against_the_models_positions(quick: Any, tmp_path: Pa
     tokens = tiny.tokenizer("marian")
     width = len(tokens("hot " * 40)["input_ids"]) // 40
     fits = (room - 20) // width
-    quick(long_rows(fits, 3) * 3 + long_rows(3, fits // 2) * 3, max_steps=1, held_out="none")
+    both = quick(long_rows(fits, fits // 2) * 6, max_steps=1, held_out="none")
+    (step,) = (entry for entry in entries(both.folder) if "tokens" in entry)
+    assert step["tokens"] / 4 > room  # prompt and answer together, of each of the four rows in the batch
     more = {"out": tmp_path / "more", "held_out": "none", "max_steps": 1}
     for rows in (long_rows(room, 1), long_rows(1, room)):
         with pytest.raises(DataError, match=f"over max_length {room}"):
