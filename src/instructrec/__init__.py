@@ -12,18 +12,20 @@ import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Assistant", "__version__", "evaluate", "read", "tune"]
+__all__ = ["Assistant", "__version__", "evaluate", "prompt", "read", "tune"]
 
 if TYPE_CHECKING:
     from .data.readers import read
     from .inference.assistant import Assistant
     from .recipes.measure import evaluate
+    from .recipes.prompting import prompt
     from .recipes.tune import tune
 
 _HOMES = {
     "read": "data.readers",
     "tune": "recipes.tune",
     "evaluate": "recipes.measure",
+    "prompt": "recipes.prompting",
     "Assistant": "inference.assistant",
 }
 

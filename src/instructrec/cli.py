@@ -79,6 +79,26 @@ def evaluate(target: Target, items: Items = None, flags: Flags = (), command: st
     evaluate_files(target, files, resolved.settings, command)
 
 
+def prompt(
+    task: Annotated[
+        str, typer.Argument(metavar="TEMPLATE|list", help="name in the library, file, or text with {{ placeholders }}")
+    ],
+    items: Items = None,
+    flags: Flags = (),
+    command: str = "",
+) -> None:
+    """Ask a model through a task template, without tuning: labels by likelihood, few-shot, calibrated, searched."""
+    if task == "list" and not items:
+        from .recipes.prompting import list_templates
+
+        return list_templates()
+    resolved = _resolved("PromptingSettings", items, flags)
+    files = _rows_files(resolved.data, f"prompt {task}")
+    from .recipes.prompting import prompt_files
+
+    prompt_files(task, files, resolved.settings, command)
+
+
 def run(
     target: Target,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="the instruction; - reads it from stdin")],
@@ -191,6 +211,7 @@ VERBS: dict[str, Verb] = {
     "check": Verb(check, "TuneSettings", ("Data", "Prompt", "model", "offline")),
     "tune": Verb(tune, "TuneSettings"),
     "evaluate": Verb(evaluate, "EvaluateSettings"),
+    "prompt": Verb(prompt, "PromptingSettings"),
     "run": Verb(run, "AnswerSettings"),
     "chat": Verb(chat, "AnswerSettings"),
     "export": Verb(export, "ExportSettings"),

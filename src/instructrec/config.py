@@ -288,6 +288,47 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     out: str | None = Field(None, description="folder of the report; default: the run folder")
 
 
+class PromptingSettings(TemplateSettings, MachineSettings, DataSettings):
+    """Everything `instructrec prompt` can be told."""
+
+    group: ClassVar[str] = "Prompting"
+    model: str = Field("smollm2-135m", description="run folder, built-in name, local folder, GGUF file or hub id")
+    shots: int = Field(0, ge=0, le=64, description="solved examples put before each row")
+    by: ShotsBy = Field("random", description="which examples: drawn, of each label in turn, or the nearest")
+    order: Literal["auto", "nearest_last", "nearest_first", "random", "shortest_first", "longest_first"] = Field(
+        "auto", description="order of the examples; auto: nearest last where nearness is known, else as drawn"
+    )
+    examples: str | None = Field(None, description="file of solved rows to choose from; default: a share of the rows")
+    examples_share: Share = Field(
+        0.3, description="share of the rows set aside as examples, where any are needed and no file is given"
+    )
+    score: Literal["auto", "rank", "generate"] = Field(
+        "auto", description="rank the labels by likelihood, or generate; auto: rank where the labels are a closed set"
+    )
+    verbalizer: str = Field(
+        "auto", description="words of the labels: auto (the template's, else the labels themselves), learned, or a file"
+    )
+    calibrate: Literal["none", "contextual", "pmi"] = Field(
+        "none", description="take away what a model says of rows that say nothing (contextual), or of none (pmi)"
+    )
+    combine: Literal["any", "mean"] = Field("any", description="several words a label: their sum, or their mean log")
+    per_token: bool = Field(False, description="divide a word's log-likelihood by its number of tokens")
+    search: bool = Field(
+        False, description="try wordings, verbalizers, examples and calibrations on set-aside rows and take the best"
+    )
+    search_rows: PositiveInt = Field(60, description="set-aside rows to try them on")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="tokens of a generated answer at most; default: by the longest right one"
+    )
+    rows: PositiveInt | None = Field(None, description="rows at most, drawn by seed; default: all")
+    strokes: PositiveInt | None = Field(
+        None, description="how often an instruction is read; default: as often as in tuning, or once"
+    )
+    batch_rows: PositiveInt = Field(16, description="rows answered at once")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
+    out: str | None = Field(None, description="folder of the results; default: under runs/")
+
+
 class ExportSettings(MachineSettings):
     """Everything `instructrec export` can be told."""
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+import learning
 import tiny
 from instructrec.data.records import Record
 from instructrec.errors import InputError
 from instructrec.inference import ranking
 from instructrec.inference.ranking import Candidates, by_label, contextual, likelihoods, next_tokens
+from instructrec.models.methods import METHODS
 from instructrec.models.reading import Reading, ReadingPlan, install
 from instructrec.prompts.choose import make_renderer
 from instructrec.prompts.tasks import Task
@@ -55,6 +57,51 @@ def test_scores_equal_one_full_pass_for_each_candidate(kind: str) -> None:
     assert np.abs(again - likelihoods(model, rows, heads, pad_id=0)).max() < 1e-9
 
 
+@pytest.mark.parametrize("kind", tiny.PAIRS)
+def test_an_encoder_reads_the_prompt_and_candidates_are_the_decoders(kind: str) -> None:
+    model = tiny.model(kind, dtype=torch.float64)
+    rows = [prompt(length) for length in (3, 40, 17)]
+    candidates = Candidates((21, 22), ((7,), (7, 8), (7, 8, 9, 10), (11, 12)))
+    found = likelihoods(model, rows, candidates, pad_id=0, batch_rows=2)
+    for row, scores in zip(rows, found, strict=True):
+        for ids, score in zip(candidates.ids, scores, strict=True):
+            answer = [*candidates.lead, *ids]
+            fed = torch.tensor([[model.config.decoder_start_token_id, *answer]])
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([row.ids]), decoder_input_ids=fed, use_cache=False).logits[0]
+            logits[:, model.generation_config.pad_token_id] = -torch.inf  # as in generation
+            logs = torch.log_softmax(logits, -1)
+            want = sum(float(logs[place, token]) for place, token in enumerate(answer) if place > 1)
+            assert score == pytest.approx(want, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_scores_through_a_tuning_method_equal_its_losses(name: str) -> None:
+    method = METHODS[name]
+    model = tiny.model("qwen", dtype=torch.float64)
+    install(model)
+    model = method.attach(model, learning.options_of(method), 0)
+    learning.take_steps(model, 2, 290)
+    model = model.double().eval()
+    rows = [prompt(length) for length in (3, 24, 9)]
+    candidates = Candidates((21,), ((7, 8, 9), (7, 8, 10), (11,), (7,)))
+    assert np.abs(likelihoods(model, rows, candidates, pad_id=0) - losses(model, rows, candidates)).max() < 1e-9
+
+
+def losses(model: Any, rows: list[Rendered], candidates: Candidates) -> np.ndarray:
+    """What `row_losses` says of each candidate."""
+    found = []
+    for row in rows:
+        given = candidates.behind(row)
+        flags = [False] * len(given.ids)
+        whole = [
+            Rendered([*given.ids, *ids], flags + [True] * len(ids), row.instruction_end, len(flags))
+            for ids in candidates.ids
+        ]
+        found.append([-nats for nats, _ in row_losses(model, whole, pad_id=0, batch_tokens=500)])
+    return np.array(found)
+
+
 @pytest.mark.parametrize(
     "plan",
     [
@@ -74,16 +121,7 @@ def test_scores_of_a_reading_equal_its_losses(kind: str, plan: ReadingPlan) -> N
     rows = [prompt(length) for length in (3, 24, 9)]
     candidates = Candidates((21,), ((7, 8, 9), (7, 8, 10), (11,), (7,)))
     found = likelihoods(reading, rows, candidates, pad_id=0, batch_rows=2)
-    for number, row in enumerate(rows):
-        given = candidates.behind(row)
-        whole = [
-            Rendered(
-                [*given.ids, *ids], [False] * len(given.ids) + [True] * len(ids), row.instruction_end, len(given.ids)
-            )
-            for ids in candidates.ids
-        ]
-        losses = row_losses(reading, whole, pad_id=0, batch_tokens=500)
-        assert np.abs(found[number] + np.array([nats for nats, _ in losses])).max() < 1e-9
+    assert np.abs(found - losses(reading, rows, candidates)).max() < 1e-9
 
 
 @pytest.mark.parametrize("kind", tiny.TOKENIZERS)
@@ -129,6 +167,17 @@ def test_equal_prompts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = likelihoods(model, [one, two, one, one], Candidates((), ((7, 8), (9,))), pad_id=0, done=counts.append)
     assert (sizes, sum(counts)) == ([2], 4)
     assert (found[0] == found[2]).all() and (found[0] == found[3]).all() and (found[0] != found[1]).all()
+
+
+def test_logits_of_half_precision_do_not_tie() -> None:
+    model = tiny.model("llama", dtype=torch.bfloat16)
+    rows = [prompt(9) for _ in range(3)]
+    every = Candidates((), tuple((token,) for token in range(6, 250)))
+    found = likelihoods(model, rows, every, pad_id=0)
+    coarse = torch.log_softmax(model(torch.tensor([rows[0].ids])).logits[0, -1].float(), -1)[6:250].detach().numpy()
+    assert np.abs(found[0] - coarse).max() < 0.1
+    assert [len(set(row)) for row in found] == [244] * 3 and len({*coarse.tolist()}) < 244
+    assert not model.get_output_embeddings()._forward_hooks
 
 
 def test_next_tokens_are_the_first_tokens_of_candidates() -> None:

@@ -71,7 +71,7 @@ def generate(
     instruction ends.  done: called with the number of finished prompts after each batch.
     """
     rendered = [_prompt(prompt) for prompt in prompts]
-    lengths = [_length(model, prompt) for prompt in rendered]
+    lengths = [prompt_length(model, prompt) for prompt in rendered]
     results: list[Generation | None] = [None] * len(prompts)
     for numbers in batches_of(lengths, batch_rows, batch_tokens):
         columns = list(_steps(model, [rendered[n] for n in numbers], stop_ids, pad_id, sampling))
@@ -99,14 +99,15 @@ def _prompt(prompt: Prompt) -> Rendered:
     return replace(prompt, ids=prompt.ids[:end], supervised=[False] * end)
 
 
-def _length(model: Any, prompt: Rendered) -> int:
+def prompt_length(model: Any, prompt: Rendered) -> int:
+    """Tokens that go through the backbone for a prompt."""
     if not isinstance(model, Reading):
         return len(prompt.ids)
     end = cut(prompt)
     return model.plan.tokens(end, len(prompt.ids) - end, model.strokes, deep=False)
 
 
-class _Planned:
+class Planned:
     """Prompts read stroke by stroke, and the memory that this leaves."""
 
     never: Sequence[int] = ()
@@ -119,7 +120,7 @@ class _Planned:
         """Logits [B, V] after tokens [B]."""
         return self.model.proceed(self.state, tokens)
 
-    def branch(self, rows: torch.Tensor) -> _Planned:
+    def branch(self, rows: torch.Tensor) -> Planned:
         """A reader that goes on from these rows [R]."""
         other, state = copy(self), self.state
         layers = [(keys[rows], values[rows]) for keys, values in state.layers]
@@ -136,7 +137,7 @@ def start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int) -> Re
     if model.plan.one_pass(model.strokes):  # repeated tokens say it all
         again = [repeat(prompt, model.strokes).ids for prompt in prompts]
         return kind_of(model).start(model.model, again, pad_id)
-    return _Planned(model, prompts, pad_id, room)
+    return Planned(model, prompts, pad_id, room)
 
 
 def _steps(

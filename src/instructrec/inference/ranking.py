@@ -17,7 +17,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
@@ -32,7 +33,7 @@ from ..models.kinds import kind_of
 from ..models.sharing import turn_of
 from ..prompts.template import Rendered, Renderer
 from ..prompts.verbalizer import Verbalizer
-from .engine import _length, batches_of, start
+from .engine import batches_of, prompt_length, start
 
 Floats = NDArray[np.float64]
 
@@ -99,8 +100,8 @@ def likelihoods(
 ) -> Floats:
     """log p of each candidate after each prompt, [N, K], in nats; equal prompts are read once.
 
-    model: a backbone, or a `Reading`, which reads each prompt as its plan says. batch_tokens: tokens, filled up, that
-    are kept for a batch of prompts, and again for the pairs of prompts and candidates made of it.
+    model: a backbone that generates, or a `Reading`, which reads each prompt as its plan says.  batch_tokens: tokens,
+    filled up, that are kept for a batch of prompts, and again for the pairs of prompts and candidates made of it.
     """
     if candidates.lead and not kind_of(model).causal:  # a prompt for an encoder can't end with what is answered
         lead = candidates.lead
@@ -113,12 +114,12 @@ def likelihoods(
     keys = [(tuple(row.ids), row.instruction_end) for row in rows]
     unique = [number for number, key in enumerate(keys) if first.setdefault(key, number) == number]
     found = np.zeros((len(rows), len(candidates)))
-    lengths = [_length(model, rows[number]) for number in unique]
+    lengths = [prompt_length(model, rows[number]) for number in unique]
     for numbers in batches_of(lengths, batch_rows, batch_tokens):
         batch = [unique[number] for number in numbers]
-        width = lengths[numbers[0]]
-        with turn_of(model):
-            found[batch] = _batch(model, [rows[n] for n in batch], candidates, pad_id, max(1, batch_tokens // width))
+        pairs = max(1, batch_tokens // lengths[numbers[0]])
+        with turn_of(model), _fine_logits(model):
+            found[batch] = _batch(model, [rows[number] for number in batch], candidates, pad_id, pairs)
         done(len(batch))
     done(len(rows) - len(unique))
     return found[[first[key] for key in keys]]
@@ -127,7 +128,9 @@ def likelihoods(
 @torch.inference_mode()
 def _batch(model: Any, rows: Sequence[Rendered], candidates: Candidates, pad_id: int, pairs: int) -> Floats:
     """[B, K]; pairs: of a prompt and what comes before a candidate's last token, at most so many at once."""
-    reader = start(model, rows, pad_id, max(map(len, candidates.ids)))
+    reader = start(model, rows, pad_id, candidates.longest)
+    for token in () if kind_of(model).causal else candidates.lead:  # it is no part of what an encoder reads
+        reader.logits = reader.proceed(torch.full((len(rows),), token))
     logs = _log_softmax(reader.logits)  # [B, V]
     scores = torch.stack([logs[:, ids[0]] for ids in candidates.ids], 1)  # [B, K]
     # What has to be read to score every token: candidates without their last one, and of these only the longest of
@@ -153,6 +156,27 @@ def _batch(model: Any, rows: Sequence[Rendered], candidates: Candidates, pad_id:
     return np.asarray(scores.double().cpu().numpy(), dtype=np.float64)
 
 
+@contextmanager
+def _fine_logits(model: Any) -> Iterator[None]:
+    """While this lasts, the output layer computes in fp32. Logits of 20 in bf16 are an eighth apart: labels would tie,
+    and calibration would take away noise."""
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.weight.dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+    weight = head.weight.detach().float()
+    bias = None if head.bias is None else head.bias.detach().float()
+
+    def finer(_: Any, inputs: tuple[torch.Tensor, ...], __: Any) -> torch.Tensor:
+        return torch.nn.functional.linear(inputs[0].float(), weight, bias)
+
+    handle = head.register_forward_hook(finer)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(exact, -1)
@@ -164,8 +188,8 @@ def next_tokens(
 ) -> Floats:
     """log p of each of `ids` as the next token after each prompt, [N, K]: what verbalizers are learned from."""
     found = np.zeros((len(prompts), len(ids)))
-    for numbers in batches_of([_length(model, prompt) for prompt in prompts], 16, batch_tokens):
-        with turn_of(model):
+    for numbers in batches_of([prompt_length(model, prompt) for prompt in prompts], 16, batch_tokens):
+        with turn_of(model), _fine_logits(model):
             reader = start(model, [prompts[number] for number in numbers], pad_id, 1)
         found[numbers] = _log_softmax(reader.logits)[:, list(ids)].double().cpu().numpy()
     return found

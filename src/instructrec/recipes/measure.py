@@ -72,12 +72,12 @@ def _evaluate(target: str, data: Data, settings: EvaluateSettings, command: str)
         folder = Path(settings.out)
     else:
         folder = Path(target) if is_run(target) else Path("runs") / f"{_plain_name(target)}-untuned"
-    with _place(folder):
+    with report_folder(folder):
         return _report(target, data, settings, command, folder)
 
 
 @contextmanager
-def _place(folder: Path) -> Iterator[None]:
+def report_folder(folder: Path) -> Iterator[None]:
     """Make sure that the report can be written before hours go into it; new folders that stay empty are removed.
 
     Raises InputError where a file is in the way, EnvironmentFault where the folder can't be made or written to, or
