@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check results bench-reading bench-rereading bench-cost bench-methods docs clean
+.PHONY: demo test torture check results bench-reading bench-rereading bench-cost bench-prompting bench-methods docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -53,6 +53,10 @@ bench-rereading: $(VENV)/.dev
 bench-methods: $(VENV)/.dev
 	$(BIN)/python bench/methods.py --search
 	$(BIN)/python bench/methods.py
+
+# Asked, shown examples, searched and tuned on four sets of ../shared/data.
+bench-prompting: $(VENV)/.dev
+	$(BIN)/python bench/prompting.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_settings.py

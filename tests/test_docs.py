@@ -37,6 +37,7 @@ DOCUMENTS = [
     *TWINS,
     "docs/decisions.md",
     "docs/settings.md",
+    "docs/prompting.md",
     "docs/bugs.md",
     "docs/promises.md",
     "CHANGELOG.md",

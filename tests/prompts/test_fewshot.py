@@ -60,7 +60,9 @@ def test_nearest_by_shared_words_stands_last() -> None:
     assert [one.instruction for one in chosen][-1] == "the lamp is broken in two"
     first = picker("bm25", 2, order="nearest_first").pick(Record.of("is the lamp broken?"))
     assert first == chosen[::-1]
-    # pairs of characters, not only characters: 修改 and 地址 are words
+    # pairs of characters, not only characters: the same ones in another order say something else
+    pool = [Record.of("改修址地", "no"), Record.of("请问怎么修改地址", "yes"), Record.of("没有到", "no")]
+    assert Picker(pool, 1, by="bm25").pick(Record.of("修改地址"))[0].answer == "yes"
     assert picker("bm25", 1).pick(Record.of("地址可以修改吗"))[0].answer == "地址"
     assert picker("bm25", 1).pick(Record.of("包裹到了没有"))[0].answer == "late"
 

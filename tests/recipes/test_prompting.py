@@ -15,10 +15,11 @@ import instructrec
 import tiny
 from instructrec import cli
 from instructrec.errors import InputError
+from instructrec.inference.engine import Generation
 from instructrec.inference.loading import open_target
 from instructrec.inference.ranking import Candidates, likelihoods
 from instructrec.prompts.tasks import find
-from instructrec.recipes import prompting
+from instructrec.recipes import asking, prompting
 from instructrec.training.loss import row_losses
 
 COLOURS = {"hot": "warm", "cold": "cool"}
@@ -174,6 +175,16 @@ def test_free_answers_are_generated_behind_what_stands_before_them(base: str, tm
             ids.append(token)
         text = loaded.renderer.decode(ids[whole.prompt_end + len(lead) :]).partition("\n")[0].rstrip()
         assert answer == text
+
+
+@pytest.mark.parametrize(("right", "want"), [("cold", "hot"), ("cold\nred", "hot\n\nthe lamp")])
+def test_an_answer_ends_with_its_first_line_where_the_right_ones_have_one(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, want: str
+) -> None:
+    ids = tiny.tokenizer("qwen")("hot\n\nthe lamp", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(asking, "generate", lambda model, rows, **more: [Generation(ids, "length") for _ in rows])
+    found = ask(base, tmp_path / "o", data=[{"text": "x", "label": right}], score="generate")
+    assert found.answers == [want]
 
 
 def test_a_tuned_run_and_several_readings(base: str, tmp_path: Path) -> None:
