@@ -215,13 +215,14 @@ def last_folder(stem: str) -> Path:
     return max(taken, key=lambda path: path.stat().st_mtime, default=Path("runs") / stem)
 
 
-def surroundings(threads: int) -> dict[str, Any]:
+def surroundings(threads: int, processes: int = 1) -> dict[str, Any]:
     """Versions and machine facts that a result depends on; no host name, no path."""
     return {
         "instructrec": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": threads,
+        "processes": processes,
         "processor_flags": arithmetic_flags(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "packages": {name: metadata.version(name) for name in _PACKAGES},

@@ -203,7 +203,7 @@ class _Run:
         if settings.checkpointing:
             self.tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.tuned.enable_input_require_grads()
-        self.surroundings = surroundings(torch.get_num_threads())
+        self.surroundings = surroundings(torch.get_num_threads(), self.group.count)
         self.arithmetic = arithmetic(str(self.dtype).removeprefix("torch."), self.group.count)
 
     def train(self) -> TuneResult:
@@ -324,8 +324,9 @@ class _Run:
         folder = self.folder
         folder.make(bool(self.settings.resume))
         if self.start is None:
-            write_json(folder.path / "settings.json", self.identity)
-            write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
+            if self.group.main:
+                write_json(folder.path / "settings.json", self.identity)
+                write_json(folder.path / PROMPT_FILE, self.renderer.to_json())
             return 0
         optimizer, names = training.optimizer.optimizer, training.names
         state = checkpoint.restore(self.start.checkpoint, optimizer, names, self.group.rank)

@@ -1,0 +1,189 @@
+"""`tune` in two processes: one run folder, one result, and one end, whatever happens to one of the two."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_files import entries, load
+from safetensors.torch import load_file
+
+from instructrec import cli
+from instructrec.recipes import tune as recipe
+from instructrec.recipes import watch
+from instructrec.training import checkpoint, loop
+from ranks import Ranks
+
+EXACT = {"lora.dropout": 0.1, "epochs": 2.5, "eval_every": 4, "accumulation": 3, "batch_rows": 1}
+PLAIN = {"epochs": 1.0, "eval_every": 2, "accumulation": 3, "batch_rows": 1}
+
+
+def command(base: Path, table: Path, out: Path, **settings: Any) -> list[str]:
+    fixed = {"model": base, "precision": "fp32", "threads": 1, "tensorboard": False, "seed": 1, "out": out}
+    return ["tune", str(table), *(f"{key}={value}" for key, value in (fixed | settings).items())]
+
+
+def ran(arguments: list[str], **happening: Any) -> None:
+    """The command line in one of several processes; what happens, happens in process 1 alone.
+
+    signal_at, kill_at, bad_at: in this step.  break_in, error: what a function of ours raises.  rows: other rows.
+    """
+    from instructrec.evaluation import pictures, report
+
+    pictures.save_loss_png = report.write_report = lambda *_: None  # type: ignore[assignment]
+    if os.environ.get("RANK") == "1":
+        _arrange(arguments, happening)
+    sys.exit(cli.main(arguments))
+
+
+def _arrange(arguments: list[str], happening: dict[str, Any]) -> None:
+    step, losses, now = loop.Training._step, loop.token_losses, [0]
+
+    def stepping(self: Any, number: int) -> Any:
+        now[0] = number + 1
+        entry = step(self, number)
+        if now[0] == happening.get("signal_at"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return entry
+
+    def measured(*given: Any) -> Any:
+        if now[0] == happening.get("kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses(*given) * (float("nan") if now[0] == happening.get("bad_at") else 1.0)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise happening["error"]
+
+    loop.Training._step, loop.token_losses = stepping, measured  # type: ignore[method-assign,assignment]
+    if where := happening.get("break_in"):
+        setattr({"look": watch.Watcher, "check_positions": recipe}[where], where, broken)
+    if rows := happening.get("rows"):
+        arguments[1] = rows
+
+
+def happens(arguments: list[str], happening: dict[str, Any]) -> None:
+    ran(list(arguments), **happening)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Callable[..., Ranks]:
+    def start(arguments: list[str], **happening: Any) -> Ranks:
+        folder = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+        return Ranks(folder, happens, arguments, happening)
+
+    return start
+
+
+def figures(folder: Path) -> list[Any]:
+    dropped = ("seconds", "tokens_per_second")
+    return [{key: value for key, value in entry.items() if key not in dropped} for entry in entries(folder)]
+
+
+def weights(folder: Path) -> Any:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_run_of_two_is_a_run_of_one(
+    two: Any, quick: Any, base: Path, table: Path, tmp_path: Path, undrawn: None
+) -> None:
+    ranks = two(command(base, table, tmp_path / "two", **PLAIN))
+    quick(out=tmp_path / "one", **PLAIN)
+    assert ranks.codes() == [0, 0]
+    one, other = tmp_path / "one", tmp_path / "two"
+    assert sorted(path.name for path in other.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert len(figures(one)) == len(figures(other)) > 9
+    for mine, theirs in zip(figures(other), figures(one), strict=True):
+        assert mine.pop("look", {}).keys() == theirs.pop("look", {}).keys()
+        assert mine == pytest.approx(theirs, abs=2e-4)
+    want, got = weights(one), weights(other)
+    assert max(float((want[name] - got[name]).abs().max()) for name in want) <= 1e-4
+    assert load(other / "run.json")["surroundings"]["processes"] == 2
+    assert ranks.printed(0).count("Stopped: all ") == 1 and ranks.printed(1) == ""
+
+
+def test_stopped_by_a_signal_to_one_and_resumed_equals_straight(
+    two: Any, quick: Any, base: Path, table: Path, tmp_path: Path, capsys: Any, undrawn: None
+) -> None:
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    stopping = two(command(base, table, run, **EXACT), signal_at=7)
+    assert stopping.codes() == [143, 143]
+    assert stopping.printed(0).splitlines()[-1] == (
+        f"stopped by SIGTERM; step 7 of 22 is in {run / 'checkpoints'}, go on with --resume"
+    )
+    assert stopping.printed(1) == ""
+    assert not (run / ".instructrec.lock").exists() and load(run / "checkpoints/step-7/state.json")["step"] == 7
+    shutil.copytree(run, tmp_path / "alone")
+    resuming, whole = (
+        two([*command(base, table, run, **EXACT), "resume=true"]),
+        two(command(base, table, straight, **EXACT)),
+    )
+    assert resuming.codes() == whole.codes() == [0, 0]
+    assert "Going on after step 7 of 22" in resuming.printed(0) and "resume: " not in resuming.printed(0)
+    for file in ("adapter_model.safetensors", "checkpoints/step-22/optimizer.safetensors"):
+        assert (run / file).read_bytes() == (straight / file).read_bytes(), file
+    assert figures(run) == figures(straight)
+    random = load_file(run / "checkpoints/step-22/optimizer.safetensors")
+    assert (random["random/torch"] != random["random/torch/1"]).any()  # dropout of their own
+    # In another number of processes it goes on too, and says what that changes.
+    quick(
+        out=tmp_path / "alone", resume=True, lora={"dropout": 0.1}, **{k: v for k, v in EXACT.items() if "." not in k}
+    )
+    said = "resume: processes were 2, are 1: results can differ in the last digits, and dropout is drawn anew"
+    assert said in capsys.readouterr().err.splitlines()
+    assert [entry["step"] for entry in figures(tmp_path / "alone")] == [entry["step"] for entry in figures(run)]
+
+
+def test_a_killed_process_ends_the_other_and_leaves_the_checkpoint(
+    two: Any, base: Path, table: Path, tmp_path: Path
+) -> None:
+    ranks = two(command(base, table, tmp_path / "run", **PLAIN), kill_at=4)
+    assert ranks.codes() == [3, -9]
+    last = ranks.printed(0).splitlines()[-1]
+    assert last.startswith("another of the 2 processes of this run has ended or can't be reached (")
+    assert last.endswith("); go on with --resume")
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")][-1] == "step-2"
+    checkpoint.verify(tmp_path / "run" / "checkpoints" / "step-2")
+
+
+@pytest.mark.parametrize(
+    ("happening", "code", "text"),
+    [
+        ({"bad_at": 2}, 2, "step 2: the loss is not finite; stopped before the update. Rows: {rows}:"),
+        (
+            {"break_in": "look", "error": OSError(5, "no such luck")},
+            3,
+            "process 1 of 2: OSError: [Errno 5] no such luck",
+        ),
+        (
+            {"break_in": "check_positions", "error": KeyError("a bug")},
+            1,
+            "process 1 of 2: KeyError: 'a bug'",
+        ),
+    ],
+)
+def test_an_error_in_one_process_ends_both(
+    happening: dict[str, Any], code: int, text: str, two: Any, base: Path, table: Path, tmp_path: Path
+) -> None:
+    ranks = two(command(base, table, tmp_path / "run", **PLAIN), **happening)
+    assert ranks.codes() == [code, code], ranks.printed(0)
+    assert ranks.printed(0).splitlines()[-1].startswith(text.format(rows=table))
+    assert "is not finite" not in ranks.printed(1)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_processes_that_see_other_rows_are_refused(two: Any, base: Path, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / table.name
+    other.write_text(table.read_text().replace("parcel", "packet"))
+    ranks = two(command(base, table, tmp_path / "run"), rows=str(other))
+    assert ranks.codes() == [2, 2]
+    first, *lines = ranks.printed(0).splitlines()[-3:]
+    assert first == "the processes of this run differ:"
+    assert lines[0].startswith(f"  data.{other}: process 0 has None, process 1 has '")
+    assert not (tmp_path / "run").exists()
