@@ -122,8 +122,8 @@ def find(name: str, offline: bool = False) -> str:
     )
 
 
-def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
-    """A model with its tokenizer, weights in `dtype`, in evaluation mode, on `device()`.
+def load(name: str, *, dtype: torch.dtype, offline: bool = False, place: torch.device | None = None) -> Backbone:
+    """A model with its tokenizer, weights in `dtype`, in evaluation mode, on `device()` or at another `place`.
 
     Raises InputError for a model of no kind that can be tuned, without safetensors, that lacks weights, or whose
     tokenizer does not fit.
@@ -157,7 +157,7 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False) -> Backbone:
     model.generation_config = type(model.generation_config)(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=list(stop), **kept
     )
-    return Backbone(model.to(device()).eval(), tokenizer, name, where, int(positions or 2**30), stop, notes)
+    return Backbone(model.to(place or device()).eval(), tokenizer, name, where, int(positions or 2**30), stop, notes)
 
 
 def load_tokenizer(name: str, *, offline: bool = False) -> tuple[Any, int, Kind]:

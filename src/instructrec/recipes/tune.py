@@ -121,6 +121,12 @@ class _Run:
         self.folder, self.settings, self.origins, self.group = folder, settings, origins, group
         self.method, self.rows, self.parts = method, rows, parts
         self.reading = plan_of(settings, method)
+        if group.sharded and not self.reading.one_pass(self.reading.most):
+            # A memory's gradient goes past the module that torch waits for before it brings the weights together.
+            raise InputError(
+                f"launcher: --use_fsdp can't cut up what reads in several passes (read {self.reading.describe()}; "
+                "want tuned, shared, causal, concat, memory=all and no slots, or no --use_fsdp)"
+            )
         self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
         self.finished: TuneResult | None = None  # where there is nothing left to do
 
@@ -148,7 +154,9 @@ class _Run:
             torch.set_num_threads(settings.threads)
         self.dtype = backbones.compute_dtype(settings.precision)
         announce(settings.model)
-        self.backbone = backbones.load(settings.model, dtype=self.dtype, offline=settings.offline)
+        # Weights that are to be cut up need not fit on one device.
+        place = torch.device("cpu") if self.group.sharded else backbones.device()
+        self.backbone = backbones.load(settings.model, dtype=self.dtype, offline=settings.offline, place=place)
         for note in self.backbone.notes:
             console.note(note)
         kind = self.backbone.kind
@@ -215,6 +223,7 @@ class _Run:
         from ..models.methods import trained_parameters
         from ..models.methods.through_peft import uncast
         from ..training.loop import Hooks, Training
+        from ..training.sharding import shard
 
         started = time.monotonic()
         settings, folder = self.settings, self.folder
@@ -225,6 +234,8 @@ class _Run:
             log_with="tensorboard" if settings.tensorboard else None,
             project_dir=str(folder.path),
         )
+        if self.group.sharded:
+            shard(self.tuned, accelerator.device, self.group.count)
         self.model.to(accelerator.device)
         training = Training(self.model, self.fitted.rendered, self._plan(), accelerator, self.group)
         monitor = make_monitor(self.parts, settings)
@@ -291,21 +302,23 @@ class _Run:
     def _save(self, training: Any, monitor: Any, step: int, state: dict[str, Any]) -> None:
         """A checkpoint, by the first process; nobody goes on, or ends, before it is on disk."""
         from ..training import checkpoint
+        from ..training.sharding import writable
 
         folder = self.folder
         generators = self.group.exchange(checkpoint.generator_states())
-        if self.group.main:
-            folder.keep_log()
-            checkpoint.save(
-                folder.checkpoints,
-                step,
-                write_weights=self._write_weights,
-                optimizer=training.optimizer.optimizer,
-                names=training.names,
-                state=state | {"arithmetic": self.arithmetic},
-                generators=generators,
-            )
-            checkpoint.keep_only(folder.checkpoints, {step, monitor.best_step})
+        with writable(self.tuned, training.optimizer.optimizer) as optimizer:
+            if self.group.main:
+                folder.keep_log()
+                checkpoint.save(
+                    folder.checkpoints,
+                    step,
+                    write_weights=self._write_weights,
+                    optimizer=optimizer,
+                    names=training.names,
+                    state=state | {"arithmetic": self.arithmetic},
+                    generators=generators,
+                )
+                checkpoint.keep_only(folder.checkpoints, {step, monitor.best_step})
         self.group.exchange("saved")
 
     def _write_weights(self, folder: Path) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import InputError, InstructRecError
 from ..files import discard, disk_faults, new_directory, read_json, sha256_of, write_json
+from .sharding import is_cut, like
 
 MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -146,6 +147,11 @@ def restore(checkpoint: Path, optimizer: Any, names: list[str], rank: int = 0) -
             optimizer.state[parameter] = {
                 key: value.to(parameter.device) if value.ndim or fused else value for key, value in kept.items()
             }
+            if is_cut(parameter):
+                moments = {
+                    key: like(value, parameter) for key, value in optimizer.state[parameter].items() if value.ndim
+                }
+                optimizer.state[parameter] |= moments
     own = {name: tensors.get(_of_process(f"random/{name}", rank)) for name in ("torch", "cuda")}
     if own["torch"] is None:  # fewer processes have written it
         torch.manual_seed(state["step"] * 1_000_003 + rank)

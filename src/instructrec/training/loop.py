@@ -24,6 +24,7 @@ from .loss import token_losses
 from .monitor import Monitor
 from .processes import ALONE, Processes, share
 from .schedule import learning_rate
+from .sharding import whole
 
 Look = Mapping[str, Mapping[str, float]]  # held-out set -> metric -> value
 
@@ -207,7 +208,8 @@ class Training:
         """Measure on held-out rows; True if this is the best so far. The untuned model (step 0) is only a reference."""
         if hooks.look is None:
             return False
-        look = hooks.look(step)
+        with self.group.in_step():
+            look = hooks.look(step)
         best = bool(step) and monitor.update(step, look)
         hooks.log({"step": step, "look": look, "watched": monitor.watched(look), "best": best})
         return best
@@ -215,13 +217,16 @@ class Training:
     def _step(self, step: int) -> dict[str, Any]:
         """One optimizer step; raises NonFinite before any weight has changed."""
         plan, group, accelerator = self.plan, self.group, self.accelerator
-        mine = share(self.steps[step], self.lengths, group.count)[group.rank]
+        shares = share(self.steps[step], self.lengths, group.count)
+        mine = shares[group.rank]
         reading = plan.reading
         strokes = reading.draw(step, len(self.steps), plan.seed)
         layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.model)
         batches = [layout.batch([self.rows[n] for n in numbers], numbers) for numbers in mine]
+        if group.sharded and len(mine) < len(shares[0]):  # every process calls the model equally often
+            batches += [layout.batch([self.rows[n] for n in shares[0][0]], ())] * (len(shares[0]) - len(mine))
         tokens = sum(layout.length(self.rows[number]) for numbers in mine for number in numbers)
-        counts = group.exchange([sum(len(batch.targets) for batch in batches), tokens])
+        counts = group.exchange([sum(len(batch.targets) for batch in batches if batch.rows), tokens])
         targets, tokens = (sum(one) for one in zip(*counts, strict=True))
         rate = learning_rate(step, len(self.steps), plan.learning_rate, plan.warmup, plan.schedule)
         for param_group in self.optimizer.param_groups:
@@ -229,18 +234,20 @@ class Training:
         self.model.train()
         loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         bad: tuple[int, ...] = ()
-        for batch in batches:
-            with accelerator.autocast():
-                part = token_losses(self.model, batch.to(accelerator.device)).sum() / targets
-            if not torch.isfinite(part):
-                bad = batch.rows
-                break
-            accelerator.backward(part)
-            loss += part.detach().double()
+        with group.in_step():
+            for batch in batches:
+                with accelerator.autocast():
+                    part = token_losses(self.model, batch.to(accelerator.device)).sum() / targets
+                if not torch.isfinite(part):
+                    bad = batch.rows
+                    if not group.sharded:
+                        break
+                accelerator.backward(part if batch.rows else part * 0)
+                loss += part.detach().double() if batch.rows else 0
         told = group.exchange((float(loss), self._places(bad)))
         self._refuse(step, "loss", [places for _, places in told])
         group.add_gradients(self.parameters)
-        norm = accelerator.clip_grad_norm_(self.parameters, plan.clip)
+        norm = whole(accelerator.clip_grad_norm_(self.parameters, plan.clip))
         if not torch.isfinite(norm):
             rows = [number for batch in batches for number in batch.rows]
             self._refuse(step, "gradient", group.exchange(self._places(rows)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,10 @@ from .. import console
 from ..errors import EnvironmentFault, InputError, InstructRecError
 from ..launch import launched, on, only_one_of_several
 from ..models.backbone import device
+from .sharding import is_cut, wanted
+
+# What torch says of another process that is gone.
+_LOST = re.compile(r"connection|closed by|timed? ?out|socket|abort", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -44,11 +49,13 @@ class Gone(EnvironmentFault):
 class Processes:
     """The processes of a run, seen from one of them. Alone, nothing here costs anything.
 
-    rank: its number.  count: how many there are.
+    rank: its number.  count: how many there are.  sharded: weights are cut up (`training.sharding`), so that all have
+    to call the model equally often.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, control: Any = None) -> None:
-        self.rank, self.count, self._control = rank, count, control
+    def __init__(self, rank: int = 0, count: int = 1, control: Any = None, sharded: bool = False) -> None:
+        self.rank, self.count, self._control, self.sharded = rank, count, control, sharded
+        self._in_step = False
 
     @property
     def main(self) -> bool:
@@ -56,8 +63,21 @@ class Processes:
         return self.rank == 0
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
-        """Every count-th of the items."""
-        return items[self.rank :: self.count] if self.count > 1 else items
+        """Every count-th of the items, of work that needs the model; all of them where weights are cut up."""
+        return items if self.count == 1 or self.sharded else items[self.rank :: self.count]
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """While this lasts, the model is called. Where weights are cut up, the others then wait inside the model and
+        can be told nothing: an error ends this process, and that ends them."""
+        self._in_step = self.sharded
+        try:
+            yield
+        except RuntimeError as error:
+            if self.sharded and _LOST.search(str(error)):
+                raise _gone(self.count, error) from error
+            raise
+        self._in_step = False
 
     def exchange(self, value: T) -> list[T]:
         """What each process gives here (JSON), by rank. All have to call it, in the same order.
@@ -75,7 +95,7 @@ class Processes:
         with suppress(ValueError):  # not the main thread: signals are somebody else's
             # The launcher sends SIGTERM as soon as one process has ended, which would cut off the first one's words.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if isinstance(error, Gone):
+        if isinstance(error, Gone) or self._in_step:
             return
         if not isinstance(error, Elsewhere):
             with suppress(Elsewhere):
@@ -89,6 +109,7 @@ class Processes:
 
         if self.count == 1:
             return
+        parameters = [parameter for parameter in parameters if not is_cut(parameter)]  # torch adds those up
         with _reaching(self.count):
             some = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
             dist.all_reduce(some, dist.ReduceOp.MAX, group=self._control)
@@ -110,6 +131,8 @@ class Processes:
         if self.count > 1:
             with _reaching(self.count):
                 for parameter in parameters:
+                    if is_cut(parameter):
+                        continue
                     dist.broadcast(parameter.data, 0)
 
     def _heard(self, message: Any) -> list[Any]:
@@ -197,6 +220,7 @@ def _met(rank: int, count: int) -> Processes:
     import torch.distributed as dist
     from accelerate import PartialState
 
+    sharded = wanted()
     try:
         state = PartialState(cpu=device().type == "cpu")
         control = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -207,7 +231,7 @@ def _met(rank: int, count: int) -> Processes:
         found = f"process {state.process_index} of {state.num_processes}"
         raise EnvironmentFault(f"launcher: the environment says process {rank} of {count}, torch says {found}")
     atexit.register(dist.destroy_process_group)
-    return Processes(rank, count, control)
+    return Processes(rank, count, control, sharded)
 
 
 @contextmanager
@@ -218,11 +242,14 @@ def _reaching(count: int) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Gone(
-            f"another of the {count} processes of this run has ended or can't be reached ({why[:200]}); "
-            "go on with --resume"
-        ) from error
+        raise _gone(count, error) from error
+
+
+def _gone(count: int, error: RuntimeError) -> Gone:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return Gone(
+        f"another of the {count} processes of this run has ended or can't be reached ({why[:200]}); go on with --resume"
+    )
 
 
 def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

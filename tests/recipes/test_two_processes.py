@@ -73,9 +73,9 @@ def happens(arguments: list[str], happening: dict[str, Any]) -> None:
 
 @pytest.fixture
 def two(tmp_path: Path) -> Callable[..., Ranks]:
-    def start(arguments: list[str], **happening: Any) -> Ranks:
+    def start(arguments: list[str], env: dict[str, str] | None = None, **happening: Any) -> Ranks:
         folder = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
-        return Ranks(folder, happens, arguments, happening)
+        return Ranks(folder, happens, arguments, happening, **(env or {}))
 
     return start
 
@@ -137,6 +137,37 @@ def test_stopped_by_a_signal_to_one_and_resumed_equals_straight(
     said = "resume: processes were 2, are 1: results can differ in the last digits, and dropout is drawn anew"
     assert said in capsys.readouterr().err.splitlines()
     assert [entry["step"] for entry in figures(tmp_path / "alone")] == [entry["step"] for entry in figures(run)]
+
+
+def test_weights_cut_up_are_whole_on_disk_and_a_run_goes_on_without_cutting(
+    two: Any, quick: Any, base: Path, table: Path, tmp_path: Path, undrawn: None
+) -> None:
+    how = PLAIN | {"method": "full", "watch": "exact_match", "eval_rows": 3, "learning_rate": 1e-3}
+    fsdp = {"ACCELERATE_USE_FSDP": "true"}
+    stopping = two(command(base, table, tmp_path / "run", **how), env=fsdp, signal_at=4)
+    whole = two(command(base, table, tmp_path / "whole", **how), env=fsdp)
+    assert (stopping.codes(), whole.codes()) == ([143, 143], [0, 0]), stopping.printed(0) + whole.printed(0)
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    quick(out=tmp_path / "alone", resume=True, **how)
+    quick(out=tmp_path / "one", **how)
+    resuming = two([*command(base, table, tmp_path / "run", **how), "resume=true"], env=fsdp)
+    assert resuming.codes() == [0, 0], resuming.printed(0)
+    want, at_first = (load_file(path / "model.safetensors") for path in (tmp_path / "one", base))
+    assert max(float((want[name] - at_first[name]).abs().max()) for name in want) > 1e-3
+    for out in ("whole", "run", "alone"):
+        got = load_file(tmp_path / out / "model.safetensors")
+        assert got.keys() == want.keys(), out
+        assert max(float((got[name] - want[name]).abs().max()) for name in want) <= 1e-4, out
+    exact = (tmp_path / out / "checkpoints/step-9/optimizer.safetensors" for out in ("run", "whole"))
+    assert next(exact).read_bytes() == next(exact).read_bytes()
+
+
+def test_what_reads_in_several_passes_is_not_cut_up(two: Any, base: Path, table: Path, tmp_path: Path) -> None:
+    ranks = two(command(base, table, tmp_path / "run", strokes=2, slots=4), env={"ACCELERATE_USE_FSDP": "true"})
+    assert ranks.codes() == [2, 2]
+    assert (
+        ranks.printed(0).splitlines()[-1].startswith("launcher: --use_fsdp can't cut up what reads in several passes (")
+    )
 
 
 def test_a_killed_process_ends_the_other_and_leaves_the_checkpoint(
