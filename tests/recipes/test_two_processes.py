@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import entries, load
+from run_files import entries, load, refused
 from safetensors.torch import load_file
 
 from instructrec import cli
 from instructrec.recipes import tune as recipe
 from instructrec.recipes import watch
 from instructrec.training import checkpoint, loop
-from ranks import Ranks
+from ranks import PATIENCE, Ranks
 
 EXACT = {"lora.dropout": 0.1, "epochs": 2.5, "eval_every": 4, "accumulation": 3, "batch_rows": 1}
 PLAIN = {"epochs": 1.0, "eval_every": 2, "accumulation": 3, "batch_rows": 1}
@@ -217,4 +219,77 @@ def test_processes_that_see_other_rows_are_refused(two: Any, base: Path, table: 
     first, *lines = ranks.printed(0).splitlines()[-3:]
     assert first == "the processes of this run differ:"
     assert lines[0].startswith(f"  data.{other}: process 0 has None, process 1 has '")
+    assert not (tmp_path / "run").exists()
+
+
+# -- launchers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_the_launcher_stops_all_with_a_checkpoint(base: Path, table: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "instructrec",
+    ]
+    arguments = command(base, table, run, epochs=5000, patience=0, save_steps=1, held_out="none", batch_rows=4)
+    with open(tmp_path / "printed.txt", "w") as printed:
+        process = subprocess.Popen([*launcher, *arguments], stdout=printed, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + PATIENCE
+        while not checkpoint.checkpoints(run / "checkpoints"):
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "printed.txt").read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 1  # torchrun's own
+    finally:
+        process.kill()
+    lines = (tmp_path / "printed.txt").read_text().splitlines()
+    last = checkpoint.checkpoints(run / "checkpoints")[-1]
+    checkpoint.verify(last)
+    said = [line for line in lines if line.startswith("stopped by SIGTERM; step ")]
+    assert said == [
+        f"stopped by SIGTERM; step {last.name[5:]} of 40000 is in {run / 'checkpoints'}, go on with --resume"
+    ]
+    assert len([line for line in lines if line.startswith("Tuning ")]) == 1  # one process is heard
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_noticed(
+    quick: Any, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_PORT", "29500")  # what `accelerate launch --cpu --num_processes 2` leaves
+    quick(max_steps=1)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert said == [
+        "warning: accelerate launch --cpu starts only one process (without MPI); several on processors: "
+        "torchrun --nproc-per-node 2 -m instructrec tune …"
+    ]
+
+
+@pytest.mark.parametrize("verb", ["check", "evaluate", "export"])
+def test_other_commands_run_in_one_process(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main([verb, "something"]) == 2
+    assert capsys.readouterr().err == f"{verb}: runs in one process (got 2 from a launcher, which only tune can use)\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "launcher: DeepSpeed is not supported (want plain processes, or --use_fsdp)"),
+        ("ACCELERATE_USE_MEGATRON_LM", "launcher: Megatron-LM is not supported (want plain processes, or --use_fsdp)"),
+    ],
+)
+def test_what_a_launcher_is_asked_for_in_vain(
+    name: str, text: str, quick: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, "true")
+    assert refused(quick) == text
     assert not (tmp_path / "run").exists()

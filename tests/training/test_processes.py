@@ -28,6 +28,7 @@ LENGTHS = [4, 90, 12, 55, 7, 31, 100, 3, 21, 64, 9]
 CASES: dict[str, tuple[str, ReadingPlan, dict[str, Any]]] = {
     "lora": ("lora", ReadingPlan(), {"batch_rows": 4, "accumulation": 1, "epochs": 2.0}),
     "full": ("full", ReadingPlan(), {"batch_rows": 2, "accumulation": 3, "epochs": 2.0, "weight_decay": 0.1}),
+    "prefix": ("prefix_tuning", ReadingPlan(), {"batch_rows": 4, "accumulation": 2, "epochs": 2.0}),
     "one row": ("lora", ReadingPlan(), {"batch_rows": 1, "accumulation": 1}),  # the second process has none
     "deep": ("lora", ReadingPlan(strokes=(2,), deep=True), {"batch_rows": 3, "accumulation": 1}),
     "separate": (

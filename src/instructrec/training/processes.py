@@ -24,6 +24,12 @@ from ..launch import launched, on, only_one_of_several
 from ..models.backbone import device
 from .sharding import is_cut, wanted
 
+# What accelerate's launcher may be asked for.
+_UNSUPPORTED = {
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
+}
 # What torch says of another process that is gone.
 _LOST = re.compile(r"connection|closed by|timed? ?out|socket|abort", re.IGNORECASE)
 
@@ -207,9 +213,9 @@ def _joined() -> Processes:
                 "torchrun --nproc-per-node 2 -m instructrec tune …"
             )
         return ALONE
-    for name, what in {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "PARALLELISM_CONFIG": "this"}.items():
+    for name, what in _UNSUPPORTED.items():
         if on(f"ACCELERATE_USE_{name}"):
-            raise InputError(f"launcher: {what} is not supported (got ACCELERATE_USE_{name}; want plain processes)")
+            raise InputError(f"launcher: {what} is not supported (want plain processes, or --use_fsdp)")
     group = _met(rank, count)
     console.others_know(False)
     return group
