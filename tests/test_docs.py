@@ -40,6 +40,7 @@ DOCUMENTS = [
     "docs/prompting.md",
     "docs/bugs.md",
     "docs/promises.md",
+    "docs/scaling.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]

@@ -164,6 +164,17 @@ def test_weights_cut_up_are_whole_on_disk_and_a_run_goes_on_without_cutting(
     assert next(exact).read_bytes() == next(exact).read_bytes()
 
 
+def test_the_backbone_of_an_adapter_cut_up(
+    two: Any, quick: Any, base: Path, table: Path, tmp_path: Path, undrawn: None
+) -> None:
+    """The first process alone asks for the weights of an adapter, at each checkpoint; the next step works all the same."""
+    ranks = two(command(base, table, tmp_path / "two", **PLAIN), env={"ACCELERATE_USE_FSDP": "true"})
+    quick(out=tmp_path / "one", **PLAIN)
+    assert ranks.codes() == [0, 0], ranks.printed(0)
+    want, got = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max(float((want[name] - got[name]).abs().max()) for name in want) <= 1e-4
+
+
 def test_what_reads_in_several_passes_is_not_cut_up(two: Any, base: Path, table: Path, tmp_path: Path) -> None:
     ranks = two(command(base, table, tmp_path / "run", strokes=2, slots=4), env={"ACCELERATE_USE_FSDP": "true"})
     assert ranks.codes() == [2, 2]
@@ -172,10 +183,11 @@ def test_what_reads_in_several_passes_is_not_cut_up(two: Any, base: Path, table:
     )
 
 
+@pytest.mark.parametrize("env", [{}, {"ACCELERATE_USE_FSDP": "true"}])
 def test_a_killed_process_ends_the_other_and_leaves_the_checkpoint(
-    two: Any, base: Path, table: Path, tmp_path: Path
+    env: dict[str, str], two: Any, base: Path, table: Path, tmp_path: Path
 ) -> None:
-    ranks = two(command(base, table, tmp_path / "run", **PLAIN), kill_at=4)
+    ranks = two(command(base, table, tmp_path / "run", **PLAIN), env=env, kill_at=4)
     assert ranks.codes() == [3, -9]
     last = ranks.printed(0).splitlines()[-1]
     assert last.startswith("another of the 2 processes of this run has ended or can't be reached (")
@@ -254,7 +266,7 @@ def test_a_signal_to_the_launcher_stops_all_with_a_checkpoint(base: Path, table:
     checkpoint.verify(last)
     said = [line for line in lines if line.startswith("stopped by SIGTERM; step ")]
     assert said == [
-        f"stopped by SIGTERM; step {last.name[5:]} of 40000 is in {run / 'checkpoints'}, go on with --resume"
+        f"stopped by SIGTERM; step {last.name[5:]} of 50000 is in {run / 'checkpoints'}, go on with --resume"
     ]
     assert len([line for line in lines if line.startswith("Tuning ")]) == 1  # one process is heard
 

@@ -79,6 +79,13 @@ def writable(model: Any, optimizer: Any) -> Iterator[Any]:
 
     All processes have to enter; only the first, which writes, may ask inside.
     """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Asking for `state_dict` lets go of weights that are together at the moment. If only the first process did,
+            # the next call of the model would bring them together there alone, and break.
+            module.reshard()
     trained = trained_parameters(model).values()
     if not any(map(is_cut, trained)):
         yield optimizer
