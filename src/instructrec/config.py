@@ -27,7 +27,9 @@ class DataSettings(Settings):
     """How rows are read."""
 
     group: ClassVar[str] = "Data"
-    format: Literal["auto", "tsv", "jsonl"] = Field("auto", description="file format; auto goes by name and content")
+    format: Literal["auto", "tsv", "csv", "jsonl"] = Field(
+        "auto", description="file format; auto goes by name and content"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="which column is what: instruction=text,answer=label (TSV: name or number)"
     )

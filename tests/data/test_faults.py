@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructrec.data import read, readers
+from instructrec.data import pieces, read, readers
 from instructrec.errors import DataError, EnvironmentFault, InputError
 
 GOOD = b'{"instruction": "Say hi", "output": "hi"}\n'
@@ -91,7 +91,11 @@ FILES = [  # bytes of a whole file, its name, what is said about it
         "data.json",
         "data.json:1: a JSON array (want one JSON object a line)\njq -c '.[]' turns an array into lines",
     ),
-    (b"a,b\n", "data.csv", "data.csv: .csv files are not read (want TSV or JSONL)"),
+    (
+        b"a,b\n",
+        "data.csv",
+        "data.csv:1: instruction: missing (got a, b; want instruction, prompt, query, question, 指令, 问题 or a column mapping)",
+    ),
     (
         b'{"instruction": "a", "reponse": "b"}\n',
         "data.jsonl",
@@ -172,7 +176,7 @@ def test_a_huge_line_is_refused_in_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_reading_a_line_as_long_as_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE", len(GOOD) - 1)
+    monkeypatch.setattr(pieces, "MAX_LINE", len(GOOD) - 1)
     path = tmp_path / "data.jsonl"
     path.write_bytes(GOOD + b" " + GOOD + GOOD)
     rows = read(path, on_bad_row="skip", rejected=tmp_path / "rejected.jsonl")

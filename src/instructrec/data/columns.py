@@ -25,10 +25,11 @@ PLANS = 1000  # different sets of keys remembered; more are worked out again
 class RowError(Exception):
     """One row cannot be used: the field at fault ('' for the whole line) and why."""
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, below: int = 0) -> None:
         super().__init__(reason)
         self.field = field
         self.reason = reason
+        self.below = below  # lines below the row's first one
 
 
 def kind(value: Any) -> str:
@@ -267,6 +268,17 @@ class Columns:
         for role in ("system", "task", "group", "alternatives"):
             guess(role, (role,))
         return roles
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides how a row is read, as plain values."""
+        return {"given": self.given, "instruction": self.fixed, "roles": self.roles}
+
+    @classmethod
+    def from_json(cls, known: Mapping[str, Any]) -> Columns:
+        """Columns that read rows as those did that `to_json` was asked of."""
+        columns = cls(known["given"], known["instruction"])
+        columns.roles = dict(known["roles"])
+        return columns
 
     def unseen(self) -> str:
         """What is wrong with the mapping when a column the user named is in no row at all, else ''."""

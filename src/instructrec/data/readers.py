@@ -10,26 +10,29 @@ import contextlib
 import errno
 import gc
 import hashlib
+import io
 import json
 import os
 import reprlib
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import SHOWN, DataError, EnvironmentFault, InputError, Problem, did_you_mean, nearest
 from ..files import write_text
-from . import jsonl
+from . import jsonl, pieces
 from .columns import Columns, RowError, check_columns, kind
+from .parsing import Parser, decoded
+from .pieces import BOM, Hashed, Piece
 from .records import Origin, Record, Rows
-from .tsv import Table, table_of
+from .tables import csv_sign, table_of
 
-MAX_LINE = 16 << 20  # bytes
-FORMATS = ("auto", "tsv", "jsonl")
-SUFFIXES = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-NOT_READ = (".csv", ".parquet", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".bz2", ".xz")
+HEAD = 1 << 16  # bytes looked at before reading
+FORMATS = ("auto", "tsv", "csv", "jsonl")
+SUFFIXES = {".tsv": "tsv", ".tab": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+NOT_READ = (".parquet", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".bz2", ".xz")
 EXCERPT = 1000  # characters of a row that was too long to be kept whole in rejected.jsonl
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = EXCERPT
@@ -165,16 +168,16 @@ def _read_file(
 ) -> None:
     _check_path(path, account)
     try:
-        with open(path, "rb", buffering=1 << 20) as handle:
+        with open(path, "rb", buffering=0) as handle:
             before = os.fstat(handle.fileno())
-            kind_of_file = _sniff(handle, path, account, format)
+            head = os.pread(handle.fileno(), HEAD, 0)
+            shape = _sniff(head, path, account, format)
             digest = hashlib.sha256()
-            lines = _lines(handle, digest)
+            sign = csv_sign(head.decode("utf-8", "replace")) if shape == "csv" else "\t"
+            stream = io.BufferedReader(Hashed(handle, digest), 1 << 20)
+            rows = pieces.csv_records(stream, sign.encode()) if shape == "csv" else pieces.lines(stream)
             with _no_garbage_collection():
-                if kind_of_file == "tsv":
-                    _read_tsv(lines, account, given, instruction)
-                else:
-                    _read_jsonl(lines, account, Columns(given, instruction))
+                _read_pieces(rows, account, _opener(shape, account, given, instruction, sign))
             after = os.fstat(handle.fileno())
     except OSError as error:
         raise account.fail(f"not readable: {error.strerror}") from None
@@ -195,99 +198,74 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_jsonl(lines: Iterator[tuple[int, bytes, bool]], account: _Account, columns: Columns) -> None:
-    name, parse, record, keep = account.name, jsonl.parse, columns.record, account.records.append
-    for number, raw, whole in lines:
-        if raw.isspace():
+def _read_pieces(rows: Iterator[Piece], account: _Account, open_parser: Callable[[Piece], Parser]) -> None:
+    """All rows of a file; the first one that is not blank decides what the columns of a table are."""
+    parser: Parser | None = None
+    name, keep = account.name, account.records.append
+    for piece in rows:
+        number, _, raw, fault = piece
+        if not raw or (isinstance(raw, bytes) and raw.isspace()):
             account.blank += 1
             continue
         try:
-            keep(record(parse(_text(raw, whole)), Origin(name, number)))
-        except RowError as error:
-            account.reject(number, error, _excerpt(raw, whole))
-    _say(account, columns, f"read as {columns.shape}")
-
-
-def _read_tsv(
-    lines: Iterator[tuple[int, bytes, bool]], account: _Account, given: Mapping[str, str], instruction: str
-) -> None:
-    table: Table | None = None
-    columns = Columns({}, instruction)
-    for number, raw, whole in lines:
-        if raw.isspace():
-            account.blank += 1
-            continue
-        try:
-            text = _text(raw, whole)
-            if table is None:
-                table, columns = _open_table(text, number, account, given, instruction)
-                if table.header:
+            if parser is None:
+                parser = open_parser(piece)
+                if parser.table and parser.table.header:
                     continue
-            account.records.append(columns.record(table.row(text), Origin(account.name, number)))
+            if fault:
+                raise RowError("", fault)
+            keep(parser.record(raw, Origin(name, number)))
         except RowError as error:
-            account.reject(number, error, _excerpt(raw, whole))
-    how = "first line read as header" if account.header else "no header line"
-    _say(account, columns, how)
+            account.reject(number, error, _excerpt(raw))
+    if parser is None:
+        return
+    how = f"read as {parser.columns.shape}"
+    if parser.table:
+        how = "first line read as header" if account.header else "no header line"
+    _say(account, parser.columns, how)
 
 
-def _open_table(
-    text: str, number: int, account: _Account, given: Mapping[str, str], instruction: str
-) -> tuple[Table, Columns]:
-    """The first line decides what the columns are; what is wrong there is wrong for the whole file."""
-    try:
-        table = table_of(text, given, fixed=bool(instruction))
-        columns = Columns(table.columns, instruction)
-        if table.header or given:
-            columns.settle(table.names)
-    except RowError as error:
-        raise account.fail(error.reason, number, error.field) from None
-    account.header = table.header
-    return table, columns
+def _opener(
+    shape: str, account: _Account, given: Mapping[str, str], instruction: str, sign: str
+) -> Callable[[Piece], Parser]:
+    """What makes the parser of a file when its first row is there."""
+
+    def open_parser(piece: Piece) -> Parser:
+        if shape == "jsonl":
+            return Parser(shape, Columns(given, instruction))
+        # What is wrong with the first row of a table is wrong for the whole file.
+        try:
+            if piece.fault:
+                raise RowError("header" if shape == "csv" else "", piece.fault)
+            text = decoded(piece.raw)
+            table = table_of(text, given, fixed=bool(instruction), sign=sign)
+            columns = Columns(table.columns, instruction)
+            if table.header or given:
+                columns.settle(table.names)
+        except RowError as error:
+            raise account.fail(error.reason, piece.line, error.field) from None
+        account.header = table.header
+        return Parser(shape, columns, table)
+
+    return open_parser
 
 
-def _lines(handle: BinaryIO, digest: Any) -> Iterator[tuple[int, bytes, bool]]:
-    """Line number from 1, bytes without the line end (an empty line is b" "), and False if the line was cut."""
-    number = 0
-    while raw := handle.readline(MAX_LINE + 1):
-        number += 1
-        digest.update(raw)
-        whole = len(raw) <= MAX_LINE or raw.endswith(b"\n")
-        if not whole:
-            while rest := handle.readline(1 << 20):
-                digest.update(rest)
-                if rest.endswith(b"\n"):
-                    break
-        if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        yield number, raw.removesuffix(b"\n").removesuffix(b"\r") or b" ", whole
-
-
-def _text(raw: bytes, whole: bool) -> str:
-    if not whole:
-        raise RowError("", f"line too long (want at most {MAX_LINE >> 20} MiB)")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RowError("", f"not UTF-8, byte 0x{raw[error.start]:02x} at {error.start} (want UTF-8)") from None
-    if "\0" in text:
-        raise RowError("", f"NUL character at column {text.index(chr(0)) + 1}")
-    return text
-
-
-def _excerpt(raw: bytes, whole: bool) -> str:
+def _excerpt(raw: Any) -> str:
+    """A row's own text for rejected.jsonl, cut where it was too long to be read whole."""
+    if not isinstance(raw, bytes):
+        return _short.repr(raw)
+    whole = len(raw) <= pieces.MAX_LINE
     return raw.decode("utf-8", "backslashreplace") if whole else raw[:EXCERPT].decode("utf-8", "replace") + "…"
 
 
-def _sniff(handle: BinaryIO, path: str | os.PathLike[str], account: _Account, format: str) -> str:
-    """ "tsv" or "jsonl", by the file's name, else by its first character; refuses UTF-16 and JSON arrays outright."""
+def _sniff(head: bytes, path: str | os.PathLike[str], account: _Account, format: str) -> str:
+    """The format, by the file's name, else by its first character; refuses UTF-16 and JSON arrays outright."""
     suffix = Path(path).suffix.lower()
     if format == "auto" and suffix in NOT_READ:
-        raise account.fail(f"{suffix} files are not read (want TSV or JSONL)")
-    head = handle.read(1 << 16)
-    handle.seek(0)
+        raise account.fail(f"{suffix} files are not read (want TSV, CSV or JSONL)")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise account.fail(f"not UTF-8, byte 0x{head[0]:02x} at 0 (got UTF-16, want UTF-8)", line=1)
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    start = head.removeprefix(BOM).lstrip()[:1]
     found = format if format != "auto" else SUFFIXES.get(suffix) or ("jsonl" if start in (b"{", b"[") else "tsv")
     if found == "jsonl" and start == b"[":
         line = 1 + head[: head.index(b"[")].count(b"\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from instructrec.data import read
-from instructrec.data.tsv import unescape
+from instructrec.data.tables import unescape
 from instructrec.errors import DataError, InputError
 
 
@@ -121,7 +121,7 @@ def test_one_instruction_for_all_rows(tmp_path: Path) -> None:
         (
             "a\tb\n",
             {"columns": {"messages": "1"}},
-            "rows.tsv:1: columns: messages and history need JSONL (got TSV)",
+            "rows.tsv:1: columns: messages and history need JSON or Parquet (got TSV)",
         ),
         ("instruction\tanswer\n", {}, "rows.tsv: 0 usable rows (got only a header line)"),
         ("a\t \n", {}, "rows.tsv:1: answer: only white space (want text)"),
