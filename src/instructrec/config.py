@@ -27,7 +27,7 @@ class DataSettings(Settings):
     """How rows are read."""
 
     group: ClassVar[str] = "Data"
-    format: Literal["auto", "tsv", "csv", "jsonl"] = Field(
+    format: Literal["auto", "tsv", "csv", "json", "jsonl", "parquet"] = Field(
         "auto", description="file format; auto goes by name and content"
     )
     columns: dict[str, str] = Field(

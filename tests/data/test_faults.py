@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instructrec.data import pieces, read, readers
+from instructrec.data.streams import WANTED
 from instructrec.errors import DataError, EnvironmentFault, InputError
 
 GOOD = b'{"instruction": "Say hi", "output": "hi"}\n'
@@ -87,9 +88,9 @@ FILES = [  # bytes of a whole file, its name, what is said about it
     ("你好\t再见\n".encode("gbk"), "data.tsv", "data.tsv:1: not UTF-8, byte 0xc4 at 0 (want UTF-8)"),
     (b"a\0\tb\n", "data.tsv", "data.tsv:1: NUL character at column 2"),
     (
-        b'[\n {"instruction": "a", "output": "b"}\n]\n',
+        b'[\n {"instruction": "a", "output": "b"},\n {"instruction": "a", "out',
         "data.json",
-        "data.json:1: a JSON array (want one JSON object a line)\njq -c '.[]' turns an array into lines",
+        "data.json:3: [1]: cut off: the file ends inside the list\n" + ADVICE,
     ),
     (
         b"a,b\n",
@@ -190,9 +191,9 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "rows.tsv").write_text("a\tb\n")
-    assert said(tmp_path / "data") == "data: not a file (got a folder, want a TSV or JSONL file)"
-    assert said(tmp_path / "pipe") == "pipe: not a file (got a named pipe, want a TSV or JSONL file)"
-    assert said("/dev/null") == "null: not a file (got a device, want a TSV or JSONL file)"
+    assert said(tmp_path / "data") == f"data: no files of rows in this folder (want {WANTED})"
+    assert said(tmp_path / "pipe") == f"pipe: not a file (got a named pipe, want {WANTED})"
+    assert said("/dev/null") == f"null: not a file (got a device, want {WANTED})"
     assert said(tmp_path / "a") == "a: symbolic links in a loop"
     assert said(tmp_path / "gone") == "gone: no such file (a symbolic link to nowhere, which is missing)"
     assert said(tmp_path / "rosw.tsv") == "rosw.tsv: no such file, did you mean 'rows.tsv'?"

@@ -6,58 +6,24 @@ so that a row which lacks a column is named and not read in some other way.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import InputError, did_you_mean, nearest
-from .records import ROLES as SPEAKERS
-from .records import Origin, Record, Turn
+from .records import Media, Origin, Record, Turn
+from .turns import TALKS, RowError, history, messages, nonempty, shown, tools_in, wrong_type
 
-ROLES = ("instruction", "input", "answer", "system", "history", "task", "group", "alternatives", "messages")
+MEDIA = ("image", "audio", "video")
+ROLES = ("instruction", "input", "answer", "system", "history", "task", "group", "alternatives", "messages", *MEDIA)
 # Names that are guessed, the surest first. `input` and `text` are instructions only where nothing better is there.
 INSTRUCTION = ("instruction", "prompt", "query", "question", "指令", "问题", "input", "输入", "text")
 INPUT = ("input", "context", "输入")
 ANSWER = ("answer", "output", "response", "completion", "target", "label", "回答", "答案", "输出")
+_PLACE = re.compile(r"\{\{|\}\}|\{([^{}\"\n]{1,60})\}")  # {column} in an instruction; {{ and }} are braces
 USUAL = {"instruction": INSTRUCTION, "answer": ANSWER}
 PLANS = 1000  # different sets of keys remembered; more are worked out again
-
-
-class RowError(Exception):
-    """One row cannot be used: the field at fault ('' for the whole line) and why."""
-
-    def __init__(self, field: str, reason: str, below: int = 0) -> None:
-        super().__init__(reason)
-        self.field = field
-        self.reason = reason
-        self.below = below  # lines below the row's first one
-
-
-def kind(value: Any) -> str:
-    """The type of a value in the words of JSON."""
-    if value is None:
-        return "null"
-    for types, name in ((bool, "boolean"), ((int, float), "number"), (str, "text"), ((list, tuple), "list")):
-        if isinstance(value, types):  # bool before int: True is an int
-            return name
-    return "object" if isinstance(value, Mapping) else type(value).__name__
-
-
-def shown(name: str) -> str:
-    """A column name that is safe to print: control characters escaped, 60 characters at most."""
-    name = name if name.isprintable() else repr(name)[1:-1]
-    return name if len(name) <= 60 else name[:59] + "…"
-
-
-def _wrong_type(field: str, value: Any, want: str = "text") -> RowError:
-    return RowError(field, f"wrong type (got {kind(value)}, want {want})")
-
-
-def _nonempty(field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type(field, value)
-    if not value or value.isspace():
-        raise RowError(field, f"{'only white space' if value else 'empty'} (want text)")
-    return value
 
 
 def _optional(row: Mapping[str, Any], column: str | None) -> str:
@@ -66,7 +32,7 @@ def _optional(row: Mapping[str, Any], column: str | None) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _wrong_type(str(column), value)
+        raise wrong_type(str(column), value)
     return "" if value.isspace() else value
 
 
@@ -84,92 +50,52 @@ def _alternatives(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, (list, tuple)):
-        raise _wrong_type(str(column), value, "a list of texts")
-    return tuple(_nonempty(f"{column}[{index}]", text) for index, text in enumerate(value))
+        raise wrong_type(str(column), value, "a list of texts")
+    return tuple(nonempty(f"{column}[{index}]", text) for index, text in enumerate(value))
 
 
-def _history(row: Mapping[str, Any], column: str) -> list[Turn]:
-    """Earlier turns, [[user, assistant], …]; their answers are learned too, as those of `messages` are."""
-    value = row[column]
-    if value is None or value == "":
-        return []
-    if not isinstance(value, (list, tuple)):
-        raise _wrong_type(str(column), value, "a list of pairs")
-    turns = []
-    for index, pair in enumerate(value):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            got = f"a list of {len(pair)}" if isinstance(pair, (list, tuple)) else kind(pair)
-            raise RowError(f"{column}[{index}]", f"not a pair (got {got}, want [user, assistant])")
-        turns.append(Turn("user", _nonempty(f"{column}[{index}][0]", pair[0])))
-        turns.append(Turn("assistant", _nonempty(f"{column}[{index}][1]", pair[1]), supervised=True))
-    return turns
+def _media(role: str, column: str, value: Any) -> tuple[Media, ...] | None:
+    """Where the pictures of one column are: paths, bytes, {path, bytes}, or a list of these; None if it is no media."""
+    if isinstance(value, (list, tuple)):
+        parts = [_media(role, f"{column}[{index}]", item) for index, item in enumerate(value)]
+        return None if None in parts else tuple(one for part in parts for one in part or ())
+    if isinstance(value, Mapping) and value.keys() & {"path", "bytes"}:
+        value = value.get("path") or b""
+    if isinstance(value, (bytes, bytearray)):
+        return (Media(role, "", column),)
+    if isinstance(value, str):
+        return (Media(role, value, column),) if value else ()
+    return () if value is None else None
 
 
-def _supervised(place: str, message: Mapping[str, Any]) -> bool:
-    """Whether a message is learned: assistant's, and neither `loss` nor `weight` is 0 or false."""
-    learned = message["role"] == "assistant"
-    if "loss" not in message and "weight" not in message:
-        return bool(learned)
-    for key in ("loss", "weight"):
-        value = message.get(key)
-        if value is None:
-            continue
-        if value not in (0, 1):  # False and True are 0 and 1
-            raise RowError(f"{place}.{key}", f"neither 0 nor 1 (got {shown(repr(value))}, want 0, 1, false or true)")
-        if value and message["role"] != "assistant":
-            raise RowError(f"{place}.{key}", f"only assistant turns are learned (got {value} on {message['role']})")
-        learned = learned and bool(value)
-    return learned
+def _plain(value: Any) -> str:
+    """A value in the spelling that a mapping of labels uses: 3.0, which pandas makes of 3, is 3."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _messages(column: str, value: Any, system: str) -> tuple[Turn, ...]:
-    """Turns of [{role, content}, …]: a system message first if any, then user and assistant by turns."""
-    if not isinstance(value, (list, tuple)):
-        raise _wrong_type(column, value, "a list of messages")
-    turns: list[Turn] = [Turn("system", system)] if system else []
-    for index, message in enumerate(value):
-        place = f"{column}[{index}]"
-        if not isinstance(message, (dict, Mapping)):  # a dict is told much faster than a Mapping
-            raise _wrong_type(place, message, "an object with role and content")
-        for key in ("role", "content"):
-            if key not in message:
-                near = nearest(key, [name for name in message if isinstance(name, str)])
-                raise RowError(f"{place}.{key}", f"missing (got '{shown(near)}', want '{key}')" if near else "missing")
-        role = message["role"]
-        if not isinstance(role, str):
-            raise _wrong_type(f"{place}.role", role)
-        if role not in SPEAKERS:
-            raise RowError(f"{place}.role", f"unknown role '{shown(role)}', {did_you_mean(role, SPEAKERS)}")
-        if role == "system" and not index and message["content"] in ("", None):
-            continue
-        _in_order(place, role, turns)
-        turns.append(Turn(role, _nonempty(f"{place}.content", message["content"]), _supervised(place, message)))
-    if not turns or turns[-1].role != "assistant":
-        last = f"{column}[{len(value) - 1}]" if len(value) else column
-        got = f"a {turns[-1].role} turn" if turns else "no turns"
-        raise RowError(last, f"no assistant turn at the end (got {got}, want an answer)")
-    if not any(turn.supervised for turn in turns):
-        raise RowError(column, "every assistant turn is switched off (want one with loss)")
-    return tuple(turns)
-
-
-def _in_order(place: str, role: str, before: list[Turn]) -> None:
-    previous = before[-1].role if before else ""
-    want = "assistant" if previous == "user" else "user"
-    if role == "system" and before:
-        raise RowError(place, f"system turn not at the start (got it after {previous}, want {want})")
-    if role not in ("system", want):
-        after = f" after {previous}" if previous else " first"
-        raise RowError(place, f"role order (got {role}{after}, want {want})")
+def places(instruction: str) -> tuple[str, ...]:
+    """The columns named in an instruction: `Which mood? {text}`."""
+    return tuple(dict.fromkeys(name for name in _PLACE.findall(instruction) if name))
 
 
 class Columns:
-    """Turns rows into records, with what the user said about columns and what is guessed from their names."""
+    """Turns rows into records, with what the user said about columns and what is guessed from their names.
 
-    def __init__(self, given: Mapping[str, Any] | None = None, instruction: str = "") -> None:
+    instruction: for all rows; with `{column}` in it, it is filled from each row, else the row's text is its input.
+    labels: value of the answer's column -> the answer.
+    """
+
+    def __init__(
+        self, given: Mapping[str, Any] | None = None, instruction: str = "", labels: Mapping[str, str] | None = None
+    ) -> None:
         self.given = check_columns(given or {}, instruction)
         self.fixed = instruction
+        self.places = places(instruction)
+        self.labels = dict(labels or {})
         self.roles: dict[str, str] = {}  # role -> column, once the first good row has decided it
+        self.met: Counter[str] = Counter()  # rows with media of a kind, or with turns of tools
         self._seen: dict[str, None] = {}  # an ordered set of the columns met
         self._plans: dict[tuple[str, ...], tuple[dict[str, str], tuple[str, ...]]] = {}
 
@@ -182,36 +108,77 @@ class Columns:
         present, extras = plan
         system = _optional(row, present["system"]) if "system" in present else ""
         if "messages" in present:
-            turns = _messages(present["messages"], row[present["messages"]], system)
+            talk = row[present["messages"]]
+            turns = messages(present["messages"], talk, system)
+            if tools_in(talk):
+                self.met["tools"] += 1
         else:
             turns = self._turns(row, present, system)
+        metadata = {key: row[key] for key in extras}
         return Record(
             turns,
             _name(row, present["task"]) if "task" in present else None,
             _name(row, present["group"]) if "group" in present else None,
             _alternatives(row, present["alternatives"]) if "alternatives" in present else (),
-            (),
+            self._media(row, present, metadata) if present.keys() & MEDIA else (),
             origin,
-            {key: row[key] for key in extras},
+            metadata,
         )
 
+    def _media(self, row: Mapping[str, Any], present: Mapping[str, str], metadata: dict[str, Any]) -> tuple[Media, ...]:
+        found: list[Media] = []
+        for role in MEDIA:
+            if role not in present:
+                continue
+            column = present[role]
+            some = _media(role, column, row[column])
+            if some is None:  # a column that only has such a name
+                metadata[column] = row[column]
+            else:
+                found += some
+                self.met[role] += bool(some)
+        return tuple(found)
+
     def _turns(self, row: Mapping[str, Any], present: Mapping[str, str], system: str) -> tuple[Turn, ...]:
-        if self.fixed:
-            user = Turn("user", self.fixed, input=_nonempty(present["input"], row[present["input"]]))
+        if self.places:
+            user = Turn("user", self._filled(row))
+        elif self.fixed:
+            user = Turn("user", self.fixed, input=nonempty(present["input"], row[present["input"]]))
         else:
-            text = _nonempty(present["instruction"], row[present["instruction"]])
+            text = nonempty(present["instruction"], row[present["instruction"]])
             user = Turn("user", text, input=_optional(row, present.get("input")))
-        answer = Turn("assistant", _nonempty(present["answer"], row[present["answer"]]), supervised=True)
-        history = _history(row, present["history"]) if "history" in present else []
-        return (*([Turn("system", system)] if system else []), *history, user, answer)
+        answer = Turn("assistant", self._answer(present["answer"], row[present["answer"]]), supervised=True)
+        earlier = history(row, present["history"]) if "history" in present else []
+        return (*([Turn("system", system)] if system else []), *earlier, user, answer)
+
+    def _filled(self, row: Mapping[str, Any]) -> str:
+        """The instruction with the row's values in its places; a number or truth value is written out."""
+
+        def fill(match: re.Match[str]) -> str:
+            column = match[1]
+            if column is None:
+                return match[0][0]
+            value = row[column]
+            return _plain(value) if isinstance(value, (int, float)) else nonempty(column, value)
+
+        return _PLACE.sub(fill, self.fixed)
+
+    def _answer(self, column: str, value: Any) -> str:
+        if not self.labels or not isinstance(value, (str, int, float)):
+            return nonempty(column, value)
+        name = self.labels.get(_plain(value).strip())
+        if name is None:
+            raise RowError(column, f"no label for '{shown(_plain(value))}', {did_you_mean(_plain(value), self.labels)}")
+        return name
 
     def settle(self, keys: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
         """Role -> column for a row with these keys, and the keys that are kept as metadata."""
         roles = self.roles or self._guess(keys)
         for role in self._required(roles):
-            if roles[role] not in keys:
+            column = roles.get(role, role)  # a column named in the instruction stands for itself
+            if column not in keys:
                 others = [key for key in keys if key not in roles.values()]
-                raise _missing(roles[role], USUAL.get(role, ()), others, want=roles[role])
+                raise _missing(column, USUAL.get(role, ()), others, want=column)
         for role, names in USUAL.items():
             # A first row without its `instruction` would make a lesser column the instruction of the whole file.
             chosen = roles.get(role, "")
@@ -222,7 +189,7 @@ class Columns:
                         raise RowError(better, why)
         self.roles = roles
         present = {role: column for role, column in roles.items() if column in keys}
-        used = set(present.values())
+        used = {*present.values(), *self.places}
         extras = tuple(key for key in keys if key not in used)
         if len(self._plans) >= PLANS:
             self._plans.clear()
@@ -233,6 +200,8 @@ class Columns:
     def _required(self, roles: Mapping[str, str]) -> tuple[str, ...]:
         if "messages" in roles:
             return ("messages",)
+        if self.places:
+            return (*self.places, "answer")
         return ("input" if self.fixed else "instruction", "answer")
 
     def _guess(self, keys: Iterable[str]) -> dict[str, str]:
@@ -249,11 +218,14 @@ class Columns:
             if role not in roles and needed:
                 raise _missing(role, names, free.values())
 
-        if "messages" in free and not roles.keys() & {"instruction", "input", "answer"}:
-            roles.setdefault("messages", free["messages"])
+        talk = next((free[name] for name in TALKS if name in free), None)
+        if talk and not roles.keys() & {"instruction", "input", "answer"}:
+            roles.setdefault("messages", talk)
         if "messages" in roles:
             if self.fixed:
                 raise InputError("instruction: rows of messages bring their own (got a fixed one as well)")
+        elif self.places:
+            guess("answer", tuple(name for name in ANSWER if free.get(name) not in self.places), needed=True)
         else:
             if not self.fixed:
                 guess("instruction", INSTRUCTION, needed=True)
@@ -267,16 +239,19 @@ class Columns:
                 guess("history", ("history",))
         for role in ("system", "task", "group", "alternatives"):
             guess(role, (role,))
-        return roles
+        for role in MEDIA:
+            guess(role, (role, f"{role}s"))
+        return {role: column for role, column in roles.items() if column not in self.places or role == "answer"}
 
     def to_json(self) -> dict[str, Any]:
         """What decides how a row is read, as plain values."""
-        return {"given": self.given, "instruction": self.fixed, "roles": self.roles}
+        known: dict[str, Any] = {"given": self.given, "instruction": self.fixed}
+        return known | {"labels": self.labels, "roles": self.roles}
 
     @classmethod
     def from_json(cls, known: Mapping[str, Any]) -> Columns:
         """Columns that read rows as those did that `to_json` was asked of."""
-        columns = cls(known["given"], known["instruction"])
+        columns = cls(known["given"], known["instruction"], known["labels"])
         columns.roles = dict(known["roles"])
         return columns
 
@@ -287,9 +262,19 @@ class Columns:
                 return f"{role}: no row has '{shown(column)}', {did_you_mean(column, map(shown, self._seen))}"
         return ""
 
+    def notes(self) -> list[str]:
+        """What was met in the rows that users should know of."""
+        media = [f"{self.met[role]:,} with {role}" for role in MEDIA if self.met[role]]
+        found = [f"media are kept but not learned from (rows: {', '.join(media)})"] if media else []
+        if tools := self.met["tools"]:
+            how = "function_call is learned as the assistant's, what a tool replies is given as the user's"
+            found.append(f"{tools:,} conversations with tools: {how}")
+        return found
+
     def describe(self) -> str:
         """What was guessed: `text -> instruction, label -> answer; kept as metadata: source`."""
-        used = {self.roles[role]: role for role in ROLES if self.roles.get(role) in self._seen}
+        used = {column: "instruction" for column in self.places if column in self._seen}
+        used |= {self.roles[role]: role for role in ROLES if self.roles.get(role) in self._seen}
         text = ", ".join(f"{shown(column)} -> {role}" for column, role in used.items())
         extras = [shown(column) for column in self._seen if column not in used]
         if extras:
@@ -299,9 +284,9 @@ class Columns:
 
     @property
     def shape(self) -> str:
-        """The name of the layout: messages, alpaca, prompt/completion or columns."""
+        """The name of the layout: messages, sharegpt, alpaca, prompt/completion or columns."""
         if "messages" in self.roles:
-            return "messages"
+            return "sharegpt" if self.roles["messages"] in TALKS[1:] else "messages"
         pair = self.roles.get("instruction"), self.roles.get("answer")
         return {("instruction", "output"): "alpaca", ("prompt", "completion"): "prompt/completion"}.get(
             (str(pair[0]), str(pair[1])), "columns"
@@ -334,6 +319,10 @@ def check_columns(given: Mapping[str, Any], instruction: str) -> dict[str, str]:
             raise InputError(f"columns: '{column}' is given twice (got {' and '.join(twice)}, want one role)")
     if "messages" in columns and columns.keys() & {"instruction", "input", "answer", "history"}:
         raise InputError("columns: messages hold instruction and answer already (got both, want one of them)")
+    if places(instruction) and columns.keys() & {"instruction", "input"}:
+        raise InputError(
+            "columns: instruction: its text names its columns itself (want no instruction or input column)"
+        )
     if instruction and {"instruction", "input"} <= columns.keys():
         raise InputError("columns: instruction: given as a column and as a fixed text (want one of them)")
     return columns

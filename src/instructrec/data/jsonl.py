@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from .columns import RowError, kind, shown
+from .turns import RowError, kind, shown
 
 MAX_DEPTH = 64
 # A string or a bracket. Possessive, and a string may end with the line: no input makes this more than linear.
@@ -28,7 +28,8 @@ def parse(text: str) -> dict[str, Any]:
         row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         reason = error.msg.removesuffix(" at").removesuffix(" starting")
-        raise RowError("", f"not JSON at column {error.colno} ({reason[:1].lower()}{reason[1:]})") from None
+        where = f"not JSON at column {error.colno} ({reason[:1].lower()}{reason[1:]})"
+        raise RowError("", where, below=error.lineno - 1) from None
     except ValueError:  # int() refuses more than 4,300 digits
         raise RowError("", "a number with too many digits") from None
     if not isinstance(row, dict):

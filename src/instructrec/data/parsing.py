@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import jsonl
-from .columns import Columns, RowError
+from .columns import Columns
 from .records import Origin, Record
 from .tables import Table
+from .turns import RowError
 
 
 class Parser:

@@ -30,6 +30,14 @@ class Piece(NamedTuple):
     fault: str = ""
 
 
+class Broken(Exception):
+    """The file cannot be cut into rows from a line on."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line, self.reason = line, reason
+
+
 class Hashed(io.RawIOBase):
     """A file that keeps the sha256 of all that was read of it; it is read once, from front to back."""
 

@@ -1,42 +1,52 @@
-"""`read`: a file of rows, or rows from Python, to records, with an account of every line.
+"""`read`: files of rows, or rows from Python, to records, with an account of every row.
 
-Lines end at a newline byte and nowhere else (a U+2028 inside a text is text). A bad row is named by file, line and
-field; whatever is read is either used or rejected, and nothing is rejected unless the caller chose to skip.
+A bad row is named by file, line and field; whatever is read is either used or rejected, and nothing is rejected unless
+the caller chose to skip.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
-import hashlib
-import io
 import json
 import os
 import reprlib
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SHOWN, DataError, EnvironmentFault, InputError, Problem, did_you_mean, nearest
+from ..errors import SHOWN, DataError, EnvironmentFault, InputError, Problem, did_you_mean
 from ..files import write_text
 from . import jsonl, pieces
-from .columns import Columns, RowError, check_columns, kind
+from .columns import Columns, check_columns
 from .parsing import Parser, decoded
-from .pieces import BOM, Hashed, Piece
-from .records import Origin, Record, Rows
-from .tables import csv_sign, table_of
+from .pieces import Broken, Piece
+from .places import check_path, files_of, printable
+from .records import Origin, Record, Rows, merge
+from .streams import FORMATS, Stream
+from .tables import table_of
+from .turns import RowError, kind
 
-HEAD = 1 << 16  # bytes looked at before reading
-FORMATS = ("auto", "tsv", "csv", "jsonl")
-SUFFIXES = {".tsv": "tsv", ".tab": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-NOT_READ = (".parquet", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".bz2", ".xz")
 EXCERPT = 1000  # characters of a row that was too long to be kept whole in rejected.jsonl
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = EXCERPT
 _short.maxdict = _short.maxlist = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """How rows are read."""
+
+    format: str
+    given: Mapping[str, str]
+    instruction: str
+    labels: Mapping[str, str]
+    skip: bool
+
+    def columns(self, given: Mapping[str, str] | None = None) -> Columns:
+        """With nothing settled yet; `given` where a table's header has turned numbers into names."""
+        return Columns(self.given if given is None else given, self.instruction, self.labels)
 
 
 def read(
@@ -45,13 +55,15 @@ def read(
     format: str = "auto",
     columns: Mapping[str, Any] | None = None,
     instruction: str = "",
+    labels: Mapping[str, str] | None = None,
     on_bad_row: str = "stop",
     rejected: str | os.PathLike[str] | None = None,
 ) -> Rows:
-    """Records of a TSV or JSONL file, or of dicts handed over from Python (origin `<memory>:i`, i from 1).
+    """Records of a file, of a folder's or a pattern's files, or of dicts from Python (origin `<memory>:i`, i from 1).
 
-    `columns`: role -> column name (TSV: or its number from 1) where the names do not say it; roles are those of
-    `columns.ROLES`. `instruction`: the same instruction for all rows, whose own text becomes the input.
+    `columns`: role -> column name (TSV, CSV: or its number from 1) where the names do not say it; roles are those of
+    `columns.ROLES`. `instruction`: the same for all rows, whose own text becomes the input; with `{column}` in it, it
+    is filled from each row. `labels`: what stands in the answer's column -> the answer.
     `on_bad_row`: "stop" raises `DataError` with all bad rows counted and the first 20 named; "skip" leaves them out
     and writes them to the file `rejected` (objects with file, line, field, reason, text). No usable row at all
     raises `DataError` either way. Wrong arguments raise `InputError`.
@@ -62,26 +74,43 @@ def read(
         raise InputError(f"on_bad_row: unknown '{on_bad_row}', {did_you_mean(str(on_bad_row), ('stop', 'skip'))}")
     if instruction and instruction.isspace():
         raise InputError("instruction: only white space (want text)")
-    given = check_columns(columns or {}, instruction)
-    if isinstance(path, (str, os.PathLike)):
-        name = os.fspath(path).encode("utf-8", "backslashreplace").decode()  # as typed, but always printable
-        account = _Account(name, skip=on_bad_row == "skip")
-        if (
-            rejected is not None
-            and os.path.exists(rejected)
-            and os.path.exists(path)
-            and os.path.samefile(rejected, path)
-        ):
-            raise InputError(f"rejected: would overwrite the rows themselves (got {name}, want another file)")
-        _read_file(path, account, format, given, instruction)
-    else:
-        account = _Account("<memory>", skip=on_bad_row == "skip")
-        _read_memory(path, account, Columns(given, instruction))
-    return account.rows(Path(rejected) if rejected is not None else None)
+    if blank := [value for value, name in (labels or {}).items() if not str(name).strip()]:
+        raise InputError(f"labels: no name for '{blank[0]}' (want text)")
+    how = _How(
+        format=format,
+        given=check_columns(columns or {}, instruction),
+        instruction=instruction,
+        labels={str(value): str(name) for value, name in (labels or {}).items()},
+        skip=on_bad_row == "skip",
+    )
+    if not isinstance(path, (str, os.PathLike)):
+        account = _Account("<memory>", skip=how.skip)
+        _read_memory(path, account, how.columns())
+        return _settled([account], Path(rejected) if rejected is not None else None)
+    accounts, faults = [], []
+    for file in files_of(path):
+        account = _Account(printable(file), skip=how.skip)
+        if rejected is not None and os.path.exists(rejected) and _same(rejected, file):
+            raise InputError(f"rejected: would overwrite the rows themselves (got {account.name}, want another file)")
+        try:
+            _read_file(file, account, how)
+            account.check()
+        except DataError as error:
+            faults.append(error)
+        accounts.append(account)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise DataError([one for error in faults for one in error.problems], sum(error.total for error in faults))
+    return _settled(accounts, Path(rejected) if rejected is not None else None)
+
+
+def _same(one: str | os.PathLike[str], other: str) -> bool:
+    return os.path.exists(other) and os.path.samefile(one, other)
 
 
 class _Account:
-    """What has become of each row of one source."""
+    """What has become of each row of one file."""
 
     def __init__(self, name: str, *, skip: bool) -> None:
         self.name = name
@@ -94,20 +123,23 @@ class _Account:
         self.digest = ""
         self.notes: list[str] = []
 
-    def reject(self, line: int, error: RowError, text: str) -> None:
+    def reject(self, line: int, error: RowError, raw: Any, item: int | None = None) -> None:
+        """`item`: place in a JSON array, where several rows can be on one line."""
         self.rejected += 1
+        field = error.field if item is None else f"[{item}].{error.field}".rstrip(".")
+        problem = Problem(self.name, line + error.below, field, error.reason)
         if len(self.problems) < SHOWN:
-            self.problems.append(Problem(self.name, line, error.field, error.reason))
+            self.problems.append(problem)
         if self.skip:
-            row = {"file": self.name, "line": line, "field": error.field, "reason": error.reason, "text": text}
-            self.refused.append(json.dumps(row, ensure_ascii=False) + "\n")
+            row = {"file": self.name, "line": problem.line, "field": field, "reason": error.reason}
+            self.refused.append(json.dumps(row | {"text": _excerpt(raw)}, ensure_ascii=False) + "\n")
 
-    def fail(self, reason: str, line: int = 0, field: str = "", advice: str = "") -> DataError:
+    def fail(self, reason: str, line: int = 0, field: str = "") -> DataError:
         """The error of a file that cannot be read as a whole."""
-        return DataError([Problem(self.name, line, field, reason)], advice=advice)
+        return DataError([Problem(self.name, line, field, reason)])
 
-    def rows(self, target: Path | None) -> Rows:
-        """The result, or the error that all of this amounts to; writes `target` if rows were skipped."""
+    def check(self) -> None:
+        """Raise the error that all of this amounts to, if it does."""
         if not self.records and (self.skip or not self.rejected):
             states = (
                 (self.rejected, f"{self.rejected} rejected"),
@@ -121,20 +153,32 @@ class _Account:
         if self.rejected and not self.skip:
             advice = f"{_count(len(self.records), 'other row')} can be used; --on-bad-row=skip leaves the bad ones out"
             raise DataError(self.problems, total=self.rejected, advice=advice if self.records else "")
+
+    def rows(self, target: Path | None) -> Rows:
+        """The result; `target` is where the rejected rows go."""
         if self.blank:
             self.notes.append(f"{self.name}: {_count(self.blank, 'blank line')} passed over")
         if self.rejected:
             where = f", written to {target}" if target else ""
             total = len(self.records) + self.rejected
             self.notes.append(f"{self.name}: {self.rejected} of {_count(total, 'row')} rejected{where}")
-            if target:
-                try:
-                    write_text(target, "".join(self.refused))
-                except OSError as error:
-                    raise EnvironmentFault(f"{target}: cannot be written: {error.strerror}") from None
         files = {self.name: self.digest} if self.digest else {}
         read = len(self.records) + self.rejected
         return Rows(tuple(self.records), files, read, self.rejected, tuple(self.notes))
+
+
+def _settled(accounts: list[_Account], target: Path | None) -> Rows:
+    """What was read of all files; writes `target` if rows were skipped."""
+    for account in accounts:
+        account.check()
+    refused = "".join(row for account in accounts for row in account.refused)
+    rows = merge([account.rows(target) for account in accounts])
+    if target and refused:
+        try:
+            write_text(target, refused)
+        except OSError as error:
+            raise EnvironmentFault(f"{target}: cannot be written: {error.strerror}") from None
+    return rows
 
 
 def _count(number: int, noun: str) -> str:
@@ -151,7 +195,7 @@ def _read_memory(rows: Iterable[Mapping[str, Any]], account: _Account, columns: 
             jsonl.check_texts(row)
             account.records.append(columns.record(row, Origin(account.name, number)))
         except RowError as error:
-            account.reject(number, error, _short.repr(row))
+            account.reject(number, error, row)
     _say(account, columns, f"read as {columns.shape}")
 
 
@@ -161,29 +205,25 @@ def _say(account: _Account, columns: Columns, how: str) -> None:
         raise account.fail(wrong, field="columns")
     if columns.roles:
         account.notes.insert(0, f"{account.name}: {how}: {columns.describe()}")
+    account.notes += [f"{account.name}: {note}" for note in columns.notes()]
 
 
-def _read_file(
-    path: str | os.PathLike[str], account: _Account, format: str, given: Mapping[str, str], instruction: str
-) -> None:
-    _check_path(path, account)
+def _read_file(path: str, account: _Account, how: _How) -> None:
+    check_path(path)
     try:
         with open(path, "rb", buffering=0) as handle:
             before = os.fstat(handle.fileno())
-            head = os.pread(handle.fileno(), HEAD, 0)
-            shape = _sniff(head, path, account, format)
-            digest = hashlib.sha256()
-            sign = csv_sign(head.decode("utf-8", "replace")) if shape == "csv" else "\t"
-            stream = io.BufferedReader(Hashed(handle, digest), 1 << 20)
-            rows = pieces.csv_records(stream, sign.encode()) if shape == "csv" else pieces.lines(stream)
+            stream = Stream(path, handle, how.format)
             with _no_garbage_collection():
-                _read_pieces(rows, account, _opener(shape, account, given, instruction, sign))
+                _read_pieces(stream, account, how)
+            account.digest = stream.digest()
             after = os.fstat(handle.fileno())
+    except Broken as error:
+        raise account.fail(error.reason, error.line) from None
     except OSError as error:
         raise account.fail(f"not readable: {error.strerror}") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise account.fail(f"changed while it was read (got {before.st_size} bytes first, {after.st_size} at the end)")
-    account.digest = digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -198,56 +238,48 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_pieces(rows: Iterator[Piece], account: _Account, open_parser: Callable[[Piece], Parser]) -> None:
+def _read_pieces(stream: Stream, account: _Account, how: _How) -> None:
     """All rows of a file; the first one that is not blank decides what the columns of a table are."""
     parser: Parser | None = None
-    name, keep = account.name, account.records.append
-    for piece in rows:
+    name, keep, in_array, item = account.name, account.records.append, stream.format == "json", -1
+    for piece in stream.pieces():
         number, _, raw, fault = piece
-        if not raw or (isinstance(raw, bytes) and raw.isspace()):
+        if not fault and isinstance(raw, bytes) and (not raw or raw.isspace()):
             account.blank += 1
             continue
+        item += 1
         try:
             if parser is None:
-                parser = open_parser(piece)
+                parser = _parser(stream, piece, account, how)
                 if parser.table and parser.table.header:
                     continue
             if fault:
                 raise RowError("", fault)
             keep(parser.record(raw, Origin(name, number)))
         except RowError as error:
-            account.reject(number, error, _excerpt(raw))
-    if parser is None:
-        return
-    how = f"read as {parser.columns.shape}"
-    if parser.table:
-        how = "first line read as header" if account.header else "no header line"
-    _say(account, parser.columns, how)
+            account.reject(number, error, raw, item if in_array else None)
+    if parser is not None:
+        table = "first line read as header" if account.header else "no header line"
+        _say(account, parser.columns, table if parser.table else f"read as {parser.columns.shape}")
 
 
-def _opener(
-    shape: str, account: _Account, given: Mapping[str, str], instruction: str, sign: str
-) -> Callable[[Piece], Parser]:
-    """What makes the parser of a file when its first row is there."""
-
-    def open_parser(piece: Piece) -> Parser:
-        if shape == "jsonl":
-            return Parser(shape, Columns(given, instruction))
-        # What is wrong with the first row of a table is wrong for the whole file.
-        try:
-            if piece.fault:
-                raise RowError("header" if shape == "csv" else "", piece.fault)
-            text = decoded(piece.raw)
-            table = table_of(text, given, fixed=bool(instruction), sign=sign)
-            columns = Columns(table.columns, instruction)
-            if table.header or given:
-                columns.settle(table.names)
-        except RowError as error:
-            raise account.fail(error.reason, piece.line, error.field) from None
-        account.header = table.header
-        return Parser(shape, columns, table)
-
-    return open_parser
+def _parser(stream: Stream, first: Piece, account: _Account, how: _How) -> Parser:
+    """The parser of a file, when its first row is there; raises `RowError` only for the first line of a TSV file."""
+    if not stream.sign:
+        return Parser(stream.format, how.columns())
+    if stream.format == "csv" and first.fault:
+        raise account.fail(first.fault, first.line, "header")
+    try:  # what is wrong with the first row of a table is wrong for the whole file
+        if first.fault:
+            raise RowError("", first.fault)
+        table = table_of(decoded(first.raw), how.given, fixed=bool(how.instruction), sign=stream.sign)
+        columns = how.columns(table.columns)
+        if table.header or how.given:
+            columns.settle(table.names)
+    except RowError as error:
+        raise account.fail(error.reason, first.line, error.field) from None
+    account.header = table.header
+    return Parser(stream.format, columns, table)
 
 
 def _excerpt(raw: Any) -> str:
@@ -256,50 +288,3 @@ def _excerpt(raw: Any) -> str:
         return _short.repr(raw)
     whole = len(raw) <= pieces.MAX_LINE
     return raw.decode("utf-8", "backslashreplace") if whole else raw[:EXCERPT].decode("utf-8", "replace") + "…"
-
-
-def _sniff(head: bytes, path: str | os.PathLike[str], account: _Account, format: str) -> str:
-    """The format, by the file's name, else by its first character; refuses UTF-16 and JSON arrays outright."""
-    suffix = Path(path).suffix.lower()
-    if format == "auto" and suffix in NOT_READ:
-        raise account.fail(f"{suffix} files are not read (want TSV, CSV or JSONL)")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise account.fail(f"not UTF-8, byte 0x{head[0]:02x} at 0 (got UTF-16, want UTF-8)", line=1)
-    start = head.removeprefix(BOM).lstrip()[:1]
-    found = format if format != "auto" else SUFFIXES.get(suffix) or ("jsonl" if start in (b"{", b"[") else "tsv")
-    if found == "jsonl" and start == b"[":
-        line = 1 + head[: head.index(b"[")].count(b"\n")
-        advice = "jq -c '.[]' turns an array into lines"
-        raise account.fail("a JSON array (want one JSON object a line)", line=line, advice=advice)
-    return found
-
-
-def _check_path(path: str | os.PathLike[str], account: _Account) -> None:
-    """Refuse what is no readable file before it is opened: opening a named pipe would wait for a writer."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise account.fail(_nearby(Path(path))) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        loop = "symbolic links in a loop" if getattr(error, "errno", 0) == errno.ELOOP else ""
-        raise account.fail(loop or f"not readable: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(mode):
-        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
-        got = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
-        raise account.fail(f"not a file (got {got}, want a TSV or JSONL file)")
-
-
-def _nearby(path: Path) -> str:
-    """Why a path leads nowhere, with the nearest name that does exist."""
-    if path.is_symlink():
-        return f"no such file (a symbolic link to {os.readlink(path)}, which is missing)"
-    if not path.parent.is_dir():
-        return f"no such file (there is no folder {path.parent})"
-    try:
-        with os.scandir(path.parent) as entries:
-            match = nearest(
-                path.name, [entry.name for entry in islice(entries, 5000) if not entry.is_dir(follow_symlinks=False)]
-            )
-    except OSError:
-        match = None
-    return f"no such file, did you mean '{match}'?" if match else "no such file"

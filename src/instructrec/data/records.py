@@ -37,6 +37,19 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """A picture, sound or film of a row: where it is. It is not read yet.
+
+    kind: image, audio or video.  path: as the row has it; '' if it has none.  column: of the row that its origin names,
+    with the place in a list (`images[0]`); it may hold the bytes themselves.
+    """
+
+    kind: str
+    path: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A conversation to learn from or to answer, with what is known about it."""
 
@@ -44,7 +57,7 @@ class Record:
     task: str | None = None
     group: str | None = None  # rows of one group (one wording) are never split apart
     alternatives: tuple[str, ...] = ()  # further answers that count as right
-    media: tuple[str, ...] = ()
+    media: tuple[Media, ...] = ()
     origin: Origin = Origin()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -147,3 +160,16 @@ class Rows(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
+
+
+def merge(parts: Sequence[Rows]) -> Rows:
+    """Several files as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        records=tuple(record for part in parts for record in part),
+        files={name: digest for part in parts for name, digest in part.files.items()},
+        read=sum(part.read for part in parts),
+        rejected=sum(part.rejected for part in parts),
+        notes=tuple(note for part in parts for note in part.notes),
+    )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import nearest
-from .columns import ANSWER, INSTRUCTION, RowError, shown
+from .columns import ANSWER, INSTRUCTION
+from .turns import RowError, shown
 
 _ESCAPE = re.compile(r"\\([tn\\])")
 _MEANS = {"t": "\t", "n": "\n", "\\": "\\"}

@@ -10,7 +10,7 @@ from typing import Any
 from .. import console
 from ..config import DataSettings
 from ..data.readers import read
-from ..data.records import Rows
+from ..data.records import Rows, merge
 from ..models import embedded
 
 MEMORY = "<memory>"  # stands for a file name where rows came from Python
@@ -44,17 +44,6 @@ def read_rows(data: Data, settings: DataSettings, rejected: Path | None = None) 
             console.note(note)
         parts.append(part)
     return merge(parts)
-
-
-def merge(parts: list[Rows]) -> Rows:
-    """Several files as one."""
-    return Rows(
-        records=tuple(record for part in parts for record in part),
-        files={name: digest for part in parts for name, digest in part.files.items()},
-        read=sum(part.read for part in parts),
-        rejected=sum(part.rejected for part in parts),
-        notes=tuple(note for part in parts for note in part.notes),
-    )
 
 
 def announce(model: str) -> None:
