@@ -150,8 +150,19 @@ def test_every_problem_at_once_each_with_its_line() -> None:
             "lora: 8",
             "lora: is a section (want it to hold some of lora.rank, lora.alpha, lora.dropout, lora.target, lora.dora, lora.rslora)",
         ),
-        ("data: {a: b}", "data: want a file name or a list of file names"),
-        ("data: []", "data: want a file name or a list of file names"),
+        ("data: {a: b}", "data[0].a: unknown setting ('instructrec config show' lists all)"),
+        ("data: []", "data: is empty (want file names)"),
+        ("data: [[a]]", "data[0]: a list inside the list (want a file name or path:)"),
+        (
+            "data: [a.tsv, {path: b.tsv, weight: 0}]",
+            "data[1].weight: out of range (got 0, want a number above 0 or none)",
+        ),
+        ("data: [{path: b.tsv, wieght: 1}]", "data[0].wieght: unknown setting, did you mean 'weight'?"),
+        ("data: [{weight: 1}]", "data[0].path: is empty (want a name or path)"),
+        (
+            "data: [{path: b.tsv, columns: x}]",
+            "data[0].columns: not the right kind (got x, want pairs such as instruction=text,answer=label or none)",
+        ),
     ],
 )
 def test_values_out_of_range_or_of_the_wrong_kind(line: str, message: str) -> None:
@@ -240,7 +251,10 @@ def test_one_setting_twice_on_the_command_line() -> None:
 def test_every_default_can_be_given_as_it_is_shown() -> None:
     for cls in (TuneSettings, EvaluateSettings, AnswerSettings):
         texts = [(key, shown(leaf.default)) for key, leaf in leaves_of(cls).items()]
-        texts = [(key, "" if text == "''" or (key == "columns" and text == "none") else text) for key, text in texts]
+        texts = [
+            (key, "" if text == "''" or (key in ("columns", "labels") and text == "none") else text)
+            for key, text in texts
+        ]
         assert len(texts) >= 8 and resolve(cls, None, texts).settings == cls()
 
 

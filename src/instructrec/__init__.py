@@ -12,9 +12,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Assistant", "__version__", "evaluate", "prompt", "read", "tune"]
+__all__ = ["Assistant", "Source", "__version__", "evaluate", "prompt", "read", "tune"]
 
 if TYPE_CHECKING:
+    from .config import Source
     from .data.readers import read
     from .inference.assistant import Assistant
     from .recipes.measure import evaluate
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .recipes.tune import tune
 
 _HOMES = {
+    "Source": "config",
     "read": "data.readers",
     "tune": "recipes.tune",
     "evaluate": "recipes.measure",

@@ -28,7 +28,7 @@ from .errors import EnvironmentFault, InputError, InstructRecError, did_you_mean
 from .launch import launched
 
 if TYPE_CHECKING:
-    from .config import AnswerSettings
+    from .config import AnswerSettings, Source
     from .inference.assistant import Assistant
     from .settings import Leaf, Resolved
 
@@ -148,7 +148,9 @@ def config(
     if action != "show":
         raise InputError(f"config: unknown action '{action}' (want show)")
     resolved = _resolved("TuneSettings", items, flags)
-    values = ({"data": list(resolved.data)} if resolved.data else {}) | values_of(resolved.settings)
+    values = ({"data": [str(source) for source in resolved.data]} if resolved.data else {}) | values_of(
+        resolved.settings
+    )
     if as_json:
         listed = {key: {"value": value, "origin": resolved.origins[key]} for key, value in values.items()}
         console.say(json.dumps(listed, ensure_ascii=False, indent=1))
@@ -438,7 +440,7 @@ def _resolved(cls: str, items: Sequence[str] | None, flags: Flags) -> Resolved[A
     return replace(resolved, data=tuple(rows), origins={DATA: COMMAND_LINE} | resolved.origins)
 
 
-def _rows_files(data: Sequence[str], verb: str) -> list[str]:
+def _rows_files(data: Sequence[str | Source], verb: str) -> list[str | Source]:
     if not data:
         raise InputError(f"no rows were named (want a file: instructrec {verb} rows.tsv)")
     return list(data)

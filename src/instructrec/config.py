@@ -23,6 +23,16 @@ class Settings(BaseModel):
     group: ClassVar[str] = "Settings"
 
 
+def _pairs(value: Any) -> Any:
+    """`a=b,c=d` as a dict."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError("want pairs such as instruction=text,answer=label")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
 class DataSettings(Settings):
     """How rows are read."""
 
@@ -33,20 +43,45 @@ class DataSettings(Settings):
     columns: dict[str, str] = Field(
         default_factory=dict, description="which column is what: instruction=text,answer=label (TSV: name or number)"
     )
-    instruction: str = Field("", description="one instruction for every row (the row's own text becomes its input)")
+    instruction: str = Field(
+        "",
+        description="one instruction for every row; with {column} in it, filled from the row, else its text is input",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="answers that the values of the answer column stand for: 0=negative,1=positive",
+    )
+    mix_temperature: PositiveFloat = Field(
+        1.0, description="share of a source in the mix: its rows to the power of 1/T; 1: every row once an epoch"
+    )
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="stop at bad rows, or skip them into rejected.jsonl"
     )
 
-    @field_validator("columns", mode="before")
+    @field_validator("columns", "labels", mode="before")
     @classmethod
-    def _columns_from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-        if any(not equals for _, equals, _ in pairs):
-            raise ValueError("want pairs such as instruction=text,answer=label")
-        return {name.strip(): column.strip() for name, _, column in pairs}
+    def _from_text(cls, value: Any) -> Any:
+        return _pairs(value)
+
+
+class Source(Settings):
+    """One of several sources of rows, as an item of `data:`; what is not said here is as for all of them."""
+
+    group: ClassVar[str] = "Source"
+    path: str = Field("", description="file, folder, pattern such as data/*.jsonl, or hub id")
+    weight: PositiveFloat | None = Field(None, description="share in the mix, beside the weights of the other sources")
+    format: Literal["auto", "tsv", "csv", "json", "jsonl", "parquet"] | None = Field(None, description="as --format")
+    columns: dict[str, str] | None = Field(None, description="as --columns")
+    instruction: str | None = Field(None, description="as --instruction")
+    labels: dict[str, str] | None = Field(None, description="as --labels")
+
+    @field_validator("columns", "labels", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return _pairs(value)
+
+    def __str__(self) -> str:
+        return self.path if self.weight is None else f"{self.path}:{self.weight:g}"
 
 
 class LoraSettings(Settings):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
-from .config import Settings
+from .config import Settings, Source
 from .errors import DataError, InputError, Problem, nearest, path_problem
 from .yamlfile import compose
 
@@ -79,15 +79,15 @@ class Resolved(Generic[S]):
 
     settings: S
     origins: dict[str, str]
-    data: tuple[str, ...] = ()
+    data: tuple[str | Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A value as it was written: text, list of texts or pairs."""
+    """A value as it was written: text, list of texts (and, of `data`, sources) or pairs."""
 
     key: str
-    value: str | list[str] | dict[str, str]
+    value: str | list[Any] | dict[str, str]
     file: str
     line: int
     quoted: bool = False
@@ -309,7 +309,7 @@ def _to_bool(text: str) -> Any:
 _READERS: dict[Any, Callable[[str], Any]] = {int: _to_int, float: _to_float}
 
 
-def _files(item: _Given) -> tuple[str, ...]:
+def _files(item: _Given) -> tuple[str | Source, ...]:
     return (item.value,) if isinstance(item.value, str) else tuple(item.value)
 
 
@@ -394,12 +394,12 @@ def _walk(
 
 def _leaf(key: str, node: yaml.Node, file: str, line: int, leaves: dict[str, Leaf], problems: list[Problem]) -> _Given:
     """One value; a list or a section where none can stand is left as it is, for the check of types to name."""
+    if key == DATA and not isinstance(node, yaml.ScalarNode):
+        return _Given(key, _sources(node, file, problems), file, line)
     if isinstance(node, yaml.ScalarNode):
         return _Given(key, node.value, file, line, quoted=node.style is not None)
     if isinstance(node, yaml.SequenceNode):
         texts = [item.value for item in node.value if isinstance(item, yaml.ScalarNode)]
-        if key == DATA and (len(texts) < len(node.value) or not texts):
-            problems.append(Problem(file, line, key, "want a file name or a list of file names"))
         return _Given(key, texts, file, line)
     pairs: dict[str, str] = {}
     for name, value in node.value:
@@ -412,6 +412,34 @@ def _leaf(key: str, node: yaml.Node, file: str, line: int, leaves: dict[str, Lea
             problems.append(Problem(file, name.start_mark.line + 1, f"{key}.{name.value}", "given twice"))
         else:
             pairs[name.value] = value.value
-    if key == DATA:
-        problems.append(Problem(file, line, key, "want a file name or a list of file names"))
     return _Given(key, pairs, file, line)
+
+
+def _sources(node: yaml.Node, file: str, problems: list[Problem]) -> list[str | Source]:
+    """What stands under `data`: file names, and sections with a path and how to read it."""
+    found: list[str | Source] = []
+    leaves = leaves_of(Source)
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    for number, item in enumerate(items):
+        line = item.start_mark.line + 1
+        if isinstance(item, yaml.ScalarNode):
+            found.append(item.value)
+        elif isinstance(item, yaml.MappingNode):
+            before = len(problems)
+            given = {value.key: value for value in _walk(item, "", file, leaves, problems)}
+            problems += [value.problem(_unknown(key, leaves)) for key, value in given.items() if key not in leaves]
+            values = {key: _parse(value, leaves[key], problems) for key, value in given.items() if key in leaves}
+            source = _validated(Source, values, given, leaves, problems)
+            if source is not None and len(problems) == before and (reason := path_problem(source.path)):
+                problems.append(Problem(file, line, "path", reason))
+            found += [source] if source else []
+            for place in range(before, len(problems)):  # name the source, too: `data[1].weight`
+                problem = problems[place]
+                problems[place] = replace(problem, field=f"{DATA}[{number}].{problem.field}".rstrip("."))
+        else:
+            problems.append(
+                Problem(file, line, f"{DATA}[{number}]", "a list inside the list (want a file name or path:)")
+            )
+    if not items:
+        problems.append(Problem(file, node.start_mark.line + 1, DATA, "is empty (want file names)"))
+    return found

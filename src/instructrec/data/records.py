@@ -139,6 +139,16 @@ def _key(turns: Sequence[Turn]) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several sources: its name, its files, its weight in the mix, and what was said about reading it."""
+
+    name: str
+    files: tuple[str, ...]
+    weight: float | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Rows(Sequence[Record]):
     """What `read` returns: the usable records and the account of the file they came from (read = used + rejected)."""
 
@@ -147,6 +157,7 @@ class Rows(Sequence[Record]):
     read: int = 0
     rejected: int = 0
     notes: tuple[str, ...] = ()  # what was guessed or noticed, to be said aloud
+    sources: tuple[Part, ...] = ()  # where there were several
 
     @overload
     def __getitem__(self, index: int) -> Record: ...

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
-from ..config import TuneSettings
+from ..config import Source, TuneSettings
 from ..data.consistency import examine
 from ..data.records import Record, Rows
 from ..errors import InputError
-from .rows import announce, read_rows
+from .rows import announce, mixture, read_rows
 from .watch import part_rows
 
 GREEN = "bold green"
 
 
-def check(files: Sequence[str], test_files: Sequence[str], settings: TuneSettings, show: int = 0) -> None:
+def check(files: Sequence[str | Source], test_files: Sequence[str], settings: TuneSettings, show: int = 0) -> None:
     """Read, account, look for trouble, say what tuning would hold out, measure lengths, and show rows.
 
     Raises DataError for bad rows; trouble that is no error is printed as warnings.
@@ -38,6 +38,7 @@ def check(files: Sequence[str], test_files: Sequence[str], settings: TuneSetting
     try:
         parts = part_rows(rows.records, watched, settings)
         console.say(parts.explanation)
+        mixture(rows, [record.origin.file for record in parts.train], settings, settings.seed)
     except InputError as error:
         console.warn(str(error))
     _lengths(rows.records, settings, show)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, console
-from ..config import EvaluateSettings
-from ..data.records import Record, Rows
+from ..config import EvaluateSettings, Source
+from ..data.records import Record
 from ..environment import commit_of_source
 from ..errors import DataError, EnvironmentFault, InputError
 from ..evaluation.arms import ARMS, Answered, Asked, Bench, choose_arms
@@ -29,7 +30,7 @@ from ..measures.metrics import METRICS, RowScores, label_set, score
 from ..measures.statistics import Estimate, bootstrap, paired_difference
 from ..models import embedded
 from ..settings import checked
-from .rows import MEMORY, Data, announce, read_rows
+from .rows import MEMORY, Data, announce, name_of, read_rows, sources_of
 from .runfolder import Lock
 
 WORST = 10
@@ -58,7 +59,7 @@ def evaluate(target: str | os.PathLike[str], data: Data, **settings: Any) -> Eva
     return _evaluate(os.fspath(target), data, checked(EvaluateSettings, settings), "")
 
 
-def evaluate_files(target: str, files: list[str], settings: EvaluateSettings, command: str) -> Evaluation:
+def evaluate_files(target: str, files: Sequence[str | Source], settings: EvaluateSettings, command: str) -> Evaluation:
     """The same from the command line; prints the scores."""
     result = _evaluate(target, files, settings, command)
     for suite in result.report["suites"]:
@@ -168,10 +169,14 @@ class _Suite:
 
 def _suites(data: Data, settings: EvaluateSettings, folder: Path) -> list[_Suite]:
     """One suite a file; rows without an answer can't be measured. Rejected rows are kept in `folder`."""
-    several = isinstance(data, (list, tuple)) and data and isinstance(data[0], (str, os.PathLike))
+    several = isinstance(data, (list, tuple)) and data and isinstance(data[0], (str, os.PathLike, Source))
     suites: list[_Suite] = []
     for source in data if several else [data]:  # type: ignore[union-attr]
         name = _suite_name(source, {suite.name for suite in suites})
+        if isinstance(source, (str, os.PathLike, Source)) and sources_of(source)[0].weight is not None:
+            raise InputError(
+                f"{source}: a weight means nothing here, each source is measured by itself (want the path)"
+            )
         rows = read_rows(source, settings, folder / f"rejected-{name}.jsonl")  # type: ignore[arg-type]
         records = [record for record in rows if record.answer]
         if not records:
@@ -184,15 +189,15 @@ def _suites(data: Data, settings: EvaluateSettings, folder: Path) -> list[_Suite
         parts = [f"{rows.rejected:,} rejected", f"{len(rows) - answered:,} without an answer"]
         account = f"{read:,} rows read: {', '.join(parts)}, {len(records):,} measured" if read > len(records) else ""
         file, digest = next(iter(rows.files.items()), (MEMORY, ""))
+        if len(rows.files) > 1:
+            file, digest = str(source), hashlib.sha256("".join(rows.files.values()).encode()).hexdigest()
         suites.append(_Suite(name, file, digest, records, account))
     return suites
 
 
 def _suite_name(source: Any, taken: set[str]) -> str:
     """The file's name without its ending, with a number where another suite has that name; rows of no file: `rows`."""
-    file = next(iter(source.files), "") if isinstance(source, Rows) else source
-    stem = Path(file).stem if isinstance(file, (str, os.PathLike)) else ""
-    stem = stem.encode("utf-8", "backslashreplace").decode() or "rows"
+    stem = name_of(source)
     numbered = (f"{stem}-{number}" for number in range(2, len(taken) + 3))
     return next(name for name in (stem, *numbered) if name not in taken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,7 +41,8 @@ def identity(
     """
     from ..inference.loading import fingerprint
 
-    return {
+    several = {"sources": [asdict(part) | {"files": list(part.files)} for part in rows.sources]} if rows.sources else {}
+    return several | {
         "settings": settings.model_dump(mode="json", exclude=set(FREE)),
         "data": dict(rows.files) or {MEMORY: digest(rows.records)},
         "validation": dict(watched_files),

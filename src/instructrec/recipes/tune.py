@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import console
-from ..config import Settings, TuneSettings
+from ..config import Settings, Source, TuneSettings
 from ..data.records import Record, Rows
 from ..errors import InputError
 from ..files import place, write_json
@@ -21,7 +21,7 @@ from ..models.methods import Method, get, narrowed
 from ..settings import checked
 from .reading import behind, check_positions, one_answer_each, plan_of
 from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic, same_everywhere
-from .rows import MEMORY, Data, announce, read_rows
+from .rows import MEMORY, Data, announce, mixture, name_of, read_rows, used
 from .runfolder import RUN_FILE, OthersFolder, RunFolder, free_folder, last_folder, surroundings
 from .signals import Interrupted, signals
 from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
@@ -61,7 +61,7 @@ def tune(
     return _tune(data, checked(TuneSettings, values), {}, validation)
 
 
-def tune_files(files: list[str], settings: TuneSettings, origins: dict[str, str]) -> TuneResult:
+def tune_files(files: Sequence[str | Source], settings: TuneSettings, origins: dict[str, str]) -> TuneResult:
     """The same from the command line; `origins` says where each setting came from."""
     return _tune(files, settings, origins, None)
 
@@ -100,8 +100,7 @@ def _run(
 def _folder(data: Data, settings: TuneSettings) -> Path:
     if settings.out:
         return Path(settings.out)
-    first = next(iter(data), None) if isinstance(data, (list, tuple)) else data
-    stem = Path(first).stem if isinstance(first, (str, os.PathLike)) else "rows"
+    stem = name_of(data)
     return last_folder(stem) if settings.resume else free_folder(stem)
 
 
@@ -189,6 +188,7 @@ class _Run:
         self.fitted = check_positions(self.fitted, self.reading, self.backbone, settings.on_long)
         if not self.fitted.rendered:
             raise InputError("no rows are left to train on")
+        self.mixture = mixture(self.rows, [row.origin.file for row in self.fitted.rendered], settings, settings.seed)
         self.identity = identity(settings, self.rows, self.watched_files, self.backbone, self.renderer)
         same_everywhere(self.group, self.identity)
         self.start = None
@@ -288,6 +288,7 @@ class _Run:
                 caught.exit_code,
             )
         best = monitor.best_step or outcome.steps
+        self.used = used(self.rows, self.fitted.rendered, training.steps[: outcome.steps])
         if self.group.main:
             self._finish(best, outcome, monitor, time.monotonic() - started)
         self.group.exchange("finished")
@@ -369,6 +370,7 @@ class _Run:
             seed=settings.seed,
             pad_id=self.backbone.pad_id,
             reading=self.reading,
+            mixture=self.mixture,
         )
         rows = self.fitted.rendered
         total = len(plan_steps(row_lengths(rows, plan), plan, [len(row.ids) for row in rows]))
@@ -421,6 +423,7 @@ class _Run:
                 "rows": len(self.rows),
                 "read": self.rows.read,
                 "rejected": self.rows.rejected,
+                "used_of_sources": self.used,
                 "parts": self.parts.sizes() | {"train": len(self.fitted.rendered)} | self.watcher.sizes,
                 "held_out": self.parts.explanation,
             },

@@ -71,15 +71,23 @@ def by_length(lengths: Sequence[int], order: Sequence[int], tokens: int, rows: i
 
 
 def plan_epoch(
-    lengths: Sequence[int], *, seed: int, epoch: int, tokens: int, rows: int | None, keys: Sequence[int] | None = None
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    tokens: int,
+    rows: int | None,
+    keys: Sequence[int] | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Micro-batches of one epoch, each row once: rows shuffled, sorted by length within pools, batches shuffled.
 
-    keys: what rows are sorted by where it is not `lengths`.
+    keys: what rows are sorted by where it is not `lengths`.  chosen: the rows of this epoch where it is not each one
+    once; a row may be there several times.
     A pure function of its arguments, so that a resumed run meets the same rows in the same order.
     """
     generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
+    order = generator.permutation(len(lengths) if chosen is None else np.asarray(chosen, dtype=np.int64))
     sizes, ranks = np.asarray(lengths), np.asarray(lengths if keys is None else keys)
     per_batch = max(1, int(tokens / max(1.0, float(sizes.mean()))) if len(sizes) else 1)
     pool = _POOL * min(per_batch, rows or per_batch)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..data.mixing import Mixture
 from ..errors import InstructRecError
 from ..models.kinds import kind_of
 from ..models.methods import trained_parameters
@@ -54,6 +55,7 @@ class Plan:
     save_every: int | None = None
     pad_id: int = 0
     reading: ReadingPlan = ReadingPlan()
+    mixture: Mixture | None = None
 
 
 @dataclass
@@ -113,7 +115,13 @@ def plan_steps(lengths: Sequence[int], plan: Plan, keys: Sequence[int] | None = 
     epoch = 0
     while epoch < plan.epochs:
         batches = plan_epoch(
-            lengths, seed=plan.seed, epoch=epoch, tokens=plan.batch_tokens, rows=plan.batch_rows, keys=keys
+            lengths,
+            seed=plan.seed,
+            epoch=epoch,
+            tokens=plan.batch_tokens,
+            rows=plan.batch_rows,
+            keys=keys,
+            chosen=plan.mixture.epoch(epoch) if plan.mixture else None,
         )
         size = plan.accumulation
         cut = [batches[start : start + size] for start in range(0, len(batches), size)]
