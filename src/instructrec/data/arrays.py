@@ -92,7 +92,9 @@ class _Array:
                 self.buffer[self.place : found.start() if found else None] if self.closed and not self.open else b""
             )
             if between.strip():
-                raise self._broken(self.place, "more after the list of rows (want nothing)")
+                raise self._broken(
+                    self.place + len(between) - len(between.lstrip()), "more after the list of rows (want nothing)"
+                )
             if found is not None and found[0] != b'"':
                 self.place = found.end()
                 if found.end() - found.start() == 1:

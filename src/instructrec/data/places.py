@@ -10,14 +10,15 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import DataError, Problem, nearest
+from .hub import fetch, hub_id
 from .streams import PACKED, SUFFIXES, WANTED
 
 
-def files_of(source: str | os.PathLike[str]) -> list[str]:
-    """The files of a source in the order of their names; raises `DataError`.
+def files_of(source: str | os.PathLike[str], offline: bool = False) -> list[tuple[str, str]]:
+    """Name (to be shown) and path of each file of a source, in order; raises `DataError`.
 
     A folder stands for the files in it (not in folders below) that end as rows do, a pattern (`*`, `?`, `**`) for
-    those that it fits.
+    those that it fits, and `owner/name` that is no file for a dataset of the hub.
     """
     name = os.fspath(source)
     if "\0" not in name and os.path.isdir(name):
@@ -27,13 +28,15 @@ def files_of(source: str | os.PathLike[str]) -> list[str]:
             raise _fault(name, f"not readable: {error.strerror}") from None
         if not found:
             raise _fault(name, f"no files of rows in this folder (want {WANTED})")
-        return found
+        return [(printable(path), path) for path in found]
     if glob.has_magic(name) and not os.path.lexists(name):
         found = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
         if not found:
             raise _fault(name, "no file has such a name")
-        return found
-    return [name]
+        return [(printable(path), path) for path in found]
+    if wanted := hub_id(name):
+        return fetch(wanted, offline)
+    return [(printable(name), name)]
 
 
 def is_rows_file(name: str) -> bool:

@@ -22,7 +22,7 @@ from . import jsonl, pieces
 from .columns import Columns, check_columns
 from .parsing import Parser, decoded
 from .pieces import Broken, Piece
-from .places import check_path, files_of, printable
+from .places import check_path, files_of
 from .records import Origin, Record, Rows, merge
 from .streams import FORMATS, Stream
 from .tables import table_of
@@ -58,8 +58,9 @@ def read(
     labels: Mapping[str, str] | None = None,
     on_bad_row: str = "stop",
     rejected: str | os.PathLike[str] | None = None,
+    offline: bool = False,
 ) -> Rows:
-    """Records of a file, of a folder's or a pattern's files, or of dicts from Python (origin `<memory>:i`, i from 1).
+    """Records of a file, a folder's or a pattern's files, a dataset of the hub, or dicts from Python (`<memory>:1`, …).
 
     `columns`: role -> column name (TSV, CSV: or its number from 1) where the names do not say it; roles are those of
     `columns.ROLES`. `instruction`: the same for all rows, whose own text becomes the input; with `{column}` in it, it
@@ -88,8 +89,8 @@ def read(
         _read_memory(path, account, how.columns())
         return _settled([account], Path(rejected) if rejected is not None else None)
     accounts, faults = [], []
-    for file in files_of(path):
-        account = _Account(printable(file), skip=how.skip)
+    for name, file in files_of(path, offline):
+        account = _Account(name, skip=how.skip)
         if rejected is not None and os.path.exists(rejected) and _same(rejected, file):
             raise InputError(f"rejected: would overwrite the rows themselves (got {account.name}, want another file)")
         try:
@@ -126,12 +127,11 @@ class _Account:
     def reject(self, line: int, error: RowError, raw: Any, item: int | None = None) -> None:
         """`item`: place in a JSON array, where several rows can be on one line."""
         self.rejected += 1
-        field = error.field if item is None else f"[{item}].{error.field}".rstrip(".")
-        problem = Problem(self.name, line + error.below, field, error.reason)
+        problem = Origin(self.name, line + error.below, item).problem(error.field, error.reason)
         if len(self.problems) < SHOWN:
             self.problems.append(problem)
         if self.skip:
-            row = {"file": self.name, "line": problem.line, "field": field, "reason": error.reason}
+            row = {"file": self.name, "line": problem.line, "field": problem.field, "reason": error.reason}
             self.refused.append(json.dumps(row | {"text": _excerpt(raw)}, ensure_ascii=False) + "\n")
 
     def fail(self, reason: str, line: int = 0, field: str = "") -> DataError:
@@ -255,7 +255,7 @@ def _read_pieces(stream: Stream, account: _Account, how: _How) -> None:
                     continue
             if fault:
                 raise RowError("", fault)
-            keep(parser.record(raw, Origin(name, number)))
+            keep(parser.record(raw, Origin(name, number, item if in_array else None)))
         except RowError as error:
             account.reject(number, error, raw, item if in_array else None)
     if parser is not None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
+from ..errors import Problem
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -27,13 +29,23 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a row came from: file name as given by the user, line counted from 1."""
+    """Where a row came from: file name as given by the user, line counted from 1, place in a JSON array from 0.
+
+    Rows of Parquet and rows from Python have no lines: they are counted instead.
+    """
 
     file: str = "<memory>"
     line: int = 0
+    item: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return place if self.item is None else f"{place}[{self.item}]"
+
+    def problem(self, field: str, reason: str) -> Problem:
+        """A fault of this row."""
+        item = "" if self.item is None else f"[{self.item}]"
+        return Problem(self.file, self.line, ".".join(part for part in (item, field) if part), reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class Bench:
             try:
                 plain.append(_answer_only(self.loaded.renderer.render(record)))
             except InputError as error:
-                problems.append(Problem(record.origin.file, record.origin.line, "prompt", str(error)))
+                problems.append(record.origin.problem("prompt", str(error)))
         if problems:  # the longest answer is not known
             return Asked({}, {}, 0), problems
         longest = max(map(_answer_length, plain))
@@ -173,7 +173,7 @@ class Bench:
         else:
             reason = f"{size:,} tokens{times} and an answer of up to {budget:,} are more than this model can hold"
             advice = f"set --max-new-tokens to {room:,} or less"
-        return Problem(row.origin.file, row.origin.line, "length", f"{reason} ({limit:,}); {advice}")
+        return row.origin.problem("length", f"{reason} ({limit:,}); {advice}")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.records import Record
-from ..errors import DataError, InputError, Problem
+from ..errors import DataError, InputError
 from .template import Rendered, Renderer, shorten_input
 
 _WORD = 16  # characters: longer tokens are rare
@@ -72,7 +72,7 @@ def fit(
         try:
             row = renderer.render(record)
         except InputError as error:
-            problems.append(Problem(record.origin.file, record.origin.line, "prompt", str(error)))
+            problems.append(record.origin.problem("prompt", str(error)))
             continue
         lengths.append(len(row.ids))
         if over(row) and on_long == "trim-input":
@@ -85,11 +85,9 @@ def fit(
                 dropped.append(index)
                 continue
             reason = _too_long(row, max_length, on_long, bool(record.input))
-            problems.append(Problem(record.origin.file, record.origin.line, "length", reason))
+            problems.append(record.origin.problem("length", reason))
         elif record.answer and not row.targets:
-            problems.append(
-                Problem(record.origin.file, record.origin.line, "answer", "no token of this row is supervised")
-            )
+            problems.append(record.origin.problem("answer", "no token of this row is supervised"))
         else:
             kept.append(index)
             rendered.append(row)

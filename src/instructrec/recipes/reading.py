@@ -10,7 +10,7 @@ from typing import Any
 from .. import console
 from ..config import TuneSettings
 from ..data.records import Record
-from ..errors import DataError, InputError, Problem
+from ..errors import DataError, InputError
 from ..models.backbone import Backbone
 from ..models.methods import Method
 from ..models.reading import Reading, ReadingPlan, cut, install, parse_strokes
@@ -66,7 +66,7 @@ def check_positions(fitted: Fitted, plan: ReadingPlan, backbone: Backbone, on_lo
         reason = f"{size:,} positions when read {plan.describe()}, over the model's {limit:,}"
         lower = " or ".join(["--strokes"] * (plan.most > 1) + ["--slots"] * (plan.slots > 0))
         advice = f"lower {lower}, or choose --on-long=drop"
-        problems.append(Problem(row.origin.file, row.origin.line, "length", f"{reason}; {advice}"))
+        problems.append(row.origin.problem("length", f"{reason}; {advice}"))
     if problems and on_long != "drop":
         raise DataError(problems)
     if problems:
