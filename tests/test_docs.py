@@ -31,6 +31,7 @@ PAIRS = [
     ("README.md", "README.zh-CN.md"),
     ("docs/tutorial.md", "docs/tutorial.zh-CN.md"),
     ("docs/rrtransformer.md", "docs/rrtransformer.zh-CN.md"),
+    ("docs/data.md", "docs/data.zh-CN.md"),
 ]
 TWINS = [name for pair in PAIRS for name in pair]
 DOCUMENTS = [

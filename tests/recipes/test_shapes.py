@@ -80,9 +80,9 @@ def test_a_mix_goes_on_with_the_rows_that_were_to_come(quick: Any, tmp_path: Pat
     given = {"held_out": "none", "epochs": 2.0, "save_steps": 1}
     with counted() as straight:
         quick(data, out=tmp_path / "straight", **given)
-    with pytest.MonkeyPatch.context() as patch, counted() as first:
+    with pytest.MonkeyPatch.context() as patch:
         signalled(patch, 13, signal.SIGTERM)  # in the second epoch, whose rows are others of the large source
-        with pytest.raises(Interrupted):
+        with counted() as first, pytest.raises(Interrupted):
             quick(data, out=tmp_path / "run", **given)
     with counted() as rest:
         quick(data, out=tmp_path / "run", resume=True, **given)

@@ -68,7 +68,8 @@ def fetch(wanted: HubId, offline: bool = False) -> list[tuple[str, str]]:
     )
 
     # The parents of the hub's own errors; its HTTP client goes by another name in each major version.
-    network = tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+    parents = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    network: tuple[type[Exception], ...] = (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, *parents)
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
     where: dict[str, Any] = {"repo_id": wanted.name, "repo_type": "dataset", "revision": wanted.revision}
     try:
@@ -88,7 +89,7 @@ def fetch(wanted: HubId, offline: bool = False) -> list[tuple[str, str]]:
         raise InputError(f"{wanted}: has no revision '{wanted.revision}'") from None
     except (GatedRepoError, RepositoryNotFoundError):
         raise InputError(f"{wanted}: not on the hub, or not open to you, and no file here") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, *network) as error:
+    except network as error:
         if offline:
             raise EnvironmentFault(f"{wanted}: not in the hub's cache, and the network is switched off") from None
         raise EnvironmentFault(f"{wanted}: no file here, and not to be had from the hub: {_first(error)}") from None
