@@ -126,7 +126,7 @@ def test_every_command_in_a_document_parses(name: str) -> None:
         items = [item for item in given.get("items") or () if not item.endswith(".yaml")]
         if entry.settings:
             cli._resolved(entry.settings, items, given.get("flags", ()))  # raises DataError for an unknown setting
-        assert all(re.search(r"\.(tsv|jsonl)$", item) or "=" in item for item in items)
+        assert all(re.search(r"(^data|\.(tsv|csv|jsonl|parquet)(:[0-9]+)?)$", item) or "=" in item for item in items)
 
 
 def test_a_wrong_command_would_be_noticed() -> None:
@@ -195,7 +195,15 @@ def test_the_rows_in_the_readme_are_read(tmp_path: Path) -> None:
     table.write_text(blocks("README.md", "text")[0], encoding="utf-8")
     assert [(row.instruction, row.answer) for row in read(table)] == [("Translate to French: house", "maison")]
     lines = blocks("README.md", "json")[0].splitlines()
-    assert [read([json.loads(line)])[0].answer for line in lines] == ["maison"] * 3
+    assert [read([json.loads(line)])[0].answer for line in lines] == ["maison"] * 4
+
+
+@pytest.mark.parametrize("name", ["docs/data.md", "docs/data.zh-CN.md"])
+def test_the_sources_in_the_page_of_data_are_accepted(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(blocks(name, "yaml")[0], encoding="utf-8")
+    sources = resolve(TuneSettings, file, []).data
+    assert [(source.path, source.weight) for source in sources] == [("ours.jsonl", 3), ("reviews.csv", 1)]
 
 
 def test_the_settings_file_of_the_tutorial_is_accepted(tmp_path: Path) -> None:
