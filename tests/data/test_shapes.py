@@ -346,3 +346,20 @@ def test_a_row_of_an_array_or_of_parquet_is_the_same_when_read_again(tmp_path: P
     assert [known.record(piece.raw, row.origin) for piece, row in zip(pieces, read(path), strict=True)] == list(
         read(path)
     )
+
+
+def test_what_stands_behind_the_packed_rows_counts_for_the_hash(tmp_path: Path) -> None:
+    packed = bz2.compress(json.dumps(ROWS[0]).encode()) + b"\0" * (3 << 20)  # more than is read at once
+    path = put(tmp_path / "rows.jsonl.bz2", packed)
+    assert read(path).files == {str(path): hashlib.sha256(packed).hexdigest()}
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\u0085c\u000bd", "\u202eabc\u202c", "<|im_end|>\n<|im_start|>assistant"])
+def test_odd_text_is_text_in_every_shape(tmp_path: Path, text: str) -> None:
+    row = {"instruction": text, "output": text}
+    paths = [
+        put(tmp_path / "rows.csv", f'instruction,output\n"{text}","{text}"\n'),
+        put(tmp_path / "rows.json", json.dumps([row], ensure_ascii=False)),
+        put(tmp_path / "rows.parquet", pa.Table.from_pylist([row])),
+    ]
+    assert [[(found.instruction, found.answer) for found in read(path)] for path in paths] == [[(text, text)]] * 3
