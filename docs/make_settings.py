@@ -12,6 +12,8 @@ from typing import Any
 
 from instructrec import cli, config
 from instructrec.settings import Leaf, leaves_of, shown
+from instructrec.synonyms import convert, table
+from instructrec.synonyms.templates import MARKS
 
 PAGE = Path(__file__).with_name("settings.md")
 PLAIN = {  # where a class is listed
@@ -33,9 +35,24 @@ This page is generated (`make docs`); `instructrec COMMAND --help` shows the sam
   `lora.rank`. In a file it is a key `rank` in a section `lora`.
 - `none` takes back a value that a file gives to a setting whose default is "none".
 - A settings file may also name the rows files, under the key `data`; rows named on the command line replace them.
+- The names of transformers, TRL and LLaMA-Factory are understood too, in files, on the command line and in Python:
+  [names of other programs](#names-of-other-programs).
 - `--debug` anywhere shows where an error came from. `--version` is `instructrec version`.
 - Exit codes: 0 all went well, 1 a fault of InstructRec or a loss that is not finite, 2 something is wrong with what was
   given, 3 something is wrong with the machine (disk, network, a missing package), 130 Ctrl-C, 143 SIGTERM.
+"""
+NAMES = """\
+## Names of other programs
+
+A settings file written for LLaMA-Factory, or for TRL's `--config`, can be given as it is; the same names work as
+options (`--num_train_epochs 3`), assignments and keyword arguments of Python. How each was taken is said once a run,
+and `instructrec config show FILE` lists it. Where a name can't be honoured and the result would depend on it, the run
+is refused, with every such name at once; `--ignore NAME,NAME` leaves out those that it lists, nothing else. Two names
+for one setting with different values are an error; the command line wins over the file, whatever the names. For what a
+file does not say the defaults of this program hold, and those that shape a result are listed.
+
+`dataset` is looked up in `dataset_info.json` in `dataset_dir` (default `data`, from the current folder or from beside
+the settings file), or names files.
 """
 
 
@@ -47,7 +64,30 @@ def page() -> str:
     commands: dict[str, Any] = get_command(cli.application()).commands  # type: ignore[attr-defined]
     for name, verb in cli.VERBS.items():
         sections.append(_section(name, verb, commands[name].params))
-    return "\n".join(sections)
+    return "\n".join([*sections, _names()])
+
+
+def _names() -> str:
+    """The names of other programs, and what each comes to."""
+    ours = {name: f"`{key}`" for name, key in table.SAME.items()} | convert.TARGETS
+    left: dict[str, list[str]] = {}
+    for name, why in (table.NOT_NEEDED | {f"{begin}…": why for begin, why in table.NOT_NEEDED_BEGIN.items()}).items():
+        left.setdefault(why, []).append(f"`{name}`")
+    refused: dict[str, list[str]] = {}
+    for name, text in table.REFUSED.items():
+        why, _, neutral = text.partition("|")
+        refused.setdefault(why, []).append(f"`{name}`" + (f" (other than {neutral.split(',')[0]})" if neutral else ""))
+    formats: dict[str, list[str]] = {}
+    for name, mark in MARKS.items():
+        formats.setdefault(mark, []).append(name)
+    rows = sorted((f"`{name}`", text) for name, text in ours.items())
+    parts = [NAMES, *_table(("name", "taken as"), rows)]
+    parts += ["Not needed here, whatever the value:", ""]
+    parts += _table(("names", "because"), [(", ".join(names), why) for why, names in left.items()])
+    parts += ["Refused (without a remark: unless the value is nothing, false or 0):", ""]
+    parts += _table(("names", "because"), [(", ".join(names), why) for why, names in refused.items()])
+    parts += ["Chat formats that `template` takes by name, with the mark that the model's own template must have:", ""]
+    return "\n".join([*parts, *(f"- `{mark}`: {', '.join(names)}" for mark, names in formats.items()), ""])
 
 
 def _section(name: str, verb: cli.Verb, parameters: list[Any]) -> str:

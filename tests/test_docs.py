@@ -114,6 +114,13 @@ def test_the_page_of_settings_has_every_option() -> None:
             assert f"| `{leaf.key}` | `--{leaf.key.replace('.', '-').replace('_', '-')}" in page
 
 
+def test_the_page_of_settings_has_every_name_of_other_programs() -> None:
+    from instructrec.synonyms import NAMES
+
+    page = text_of("docs/settings.md").partition("## Names of other programs")[2]
+    assert [name for name in sorted(NAMES) if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_in_a_document_parses(name: str) -> None:
     found = list(commands(name))

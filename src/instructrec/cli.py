@@ -142,21 +142,29 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
     flags: Flags = (),
 ) -> None:
-    """Show every setting of tune, and where its value comes from."""
-    from .settings import shown, values_of
+    """Show every setting of tune, and where its value comes from; for names of other programs, what they come to."""
+    from .settings import SettingsError, fate_rows, shown, values_of
 
     if action != "show":
         raise InputError(f"config: unknown action '{action}' (want show)")
-    resolved = _resolved("TuneSettings", items, flags)
-    values = ({"data": [str(source) for source in resolved.data]} if resolved.data else {}) | values_of(
-        resolved.settings
-    )
+    try:
+        resolved = _resolved("TuneSettings", items, flags, aloud=False)
+    except SettingsError as error:
+        if error.fates and not as_json:
+            console.table(("name", "value", "from", "here", ""), fate_rows(error.fates))
+        raise
+    files = {"data": [str(source) for source in resolved.data]} if resolved.data else {}
+    values = files | values_of(resolved.settings)
     if as_json:
         listed = {key: {"value": value, "origin": resolved.origins[key]} for key, value in values.items()}
         console.say(json.dumps(listed, ensure_ascii=False, indent=1))
         return
     rows = [(key, shown(value), resolved.origins[key]) for key, value in values.items()]
     console.table(("setting", "value", "from"), rows)
+    if resolved.fates:
+        console.table(
+            ("name", "value", "from", "here", ""), fate_rows(resolved.fates), title="\nNames of other programs"
+        )
 
 
 def models(
@@ -312,7 +320,7 @@ def _parse(arguments: list[str]) -> Any:
         raise InputError(f"{verb}: runs in one process (got {count} from a launcher, which only tune can use)")
     app = application(verb, shlex.join(["instructrec", *arguments]))
     if verb and VERBS[verb].settings:
-        arguments = _with_values(arguments, VERBS[verb])
+        arguments = _with_synonyms(_with_values(arguments, VERBS[verb]), VERBS[verb])
     try:
         return app(arguments or ["--help"], prog_name="instructrec", standalone_mode=False)
     except Exception as error:  # no common class: typer's and click's differ between versions
@@ -340,6 +348,15 @@ def _with_values(arguments: list[str], entry: Verb) -> list[str]:
         if flag in switches and (flag != word or [*given, ""][place + 1] not in switches[flag]):
             given[place] = f"{flag}={shown(flag == word)}"
     return [*given, *arguments[end:]]
+
+
+def _with_synonyms(arguments: list[str], entry: Verb) -> list[str]:
+    """Options that go by the names of other programs, as settings: `--num-train-epochs 3` as `num_train_epochs=3`."""
+    from .synonyms.words import as_assignments
+
+    if "items" not in inspect.signature(entry.function).parameters:
+        return arguments
+    return as_assignments(arguments, {f"--{re.sub('[._]', '-', leaf.key)}" for leaf in _leaves(entry)})
 
 
 def _usage_problem(error: Any, verb: str) -> str:
@@ -418,10 +435,11 @@ def _escaped(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def _resolved(cls: str, items: Sequence[str] | None, flags: Flags) -> Resolved[Any]:
+def _resolved(cls: str, items: Sequence[str] | None, flags: Flags, aloud: bool = True) -> Resolved[Any]:
     """Settings and rows files from what stands on the command line; rows named there replace the file's `data`."""
     from . import config as classes
-    from .settings import COMMAND_LINE, DATA, resolve
+    from .settings import COMMAND_LINE, foreign_notes, resolve
+    from .synonyms import DATA
 
     assignments: list[tuple[str, str]] = []
     files: list[str] = []
@@ -435,6 +453,8 @@ def _resolved(cls: str, items: Sequence[str] | None, flags: Flags) -> Resolved[A
     if len(files) > 1:
         raise InputError(f"{files[1]}: a second settings file (want one; the first is {files[0]})")
     resolved = resolve(getattr(classes, cls), Path(files[0]) if files else None, [*assignments, *flags])
+    for note in foreign_notes(resolved) if aloud else ():
+        console.note(note)
     if not rows:
         return resolved
     return replace(resolved, data=tuple(rows), origins={DATA: COMMAND_LINE} | resolved.origins)

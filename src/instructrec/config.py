@@ -84,6 +84,15 @@ class Source(Settings):
         return self.path if self.weight is None else f"{self.path}:{self.weight:g}"
 
 
+class TrainingRowsSettings(DataSettings):
+    """Which of the rows are tuned on."""
+
+    group: ClassVar[str] = "Data"
+    max_rows: PositiveInt | None = Field(
+        None, description="rows of each file to train on at most, drawn by seed, held-out ones apart; default: all"
+    )
+
+
 class LoraSettings(Settings):
     """LoRA (arXiv 2106.09685) on all linear layers of the backbone."""
 
@@ -287,6 +296,9 @@ class OutputSettings(Settings):
         description="go on from the last checkpoint in the run folder; latest-valid: from the last undamaged one",
     )
     tensorboard: bool = Field(True, description="write TensorBoard events")
+    ignore: str = Field(
+        "", description="names of other programs' settings to leave out although the result depends on them: a,b"
+    )
 
 
 # Fields come in the order of the bases read from right to left.
@@ -298,7 +310,7 @@ class TuneSettings(
     PromptSettings,
     MachineSettings,
     ModelSettings,
-    DataSettings,
+    TrainingRowsSettings,
 ):
     """Everything `instructrec tune` can be told."""
 

@@ -46,14 +46,16 @@ class Problem:
 
 
 class DataError(InputError):
-    """Many problems at once: all counted, the first 20 shown."""
+    """Many problems at once: all counted, the first `shown` printed."""
 
-    def __init__(self, problems: Sequence[Problem], total: int | None = None, advice: str = "") -> None:
+    def __init__(
+        self, problems: Sequence[Problem], total: int | None = None, advice: str = "", shown: int = SHOWN
+    ) -> None:
         self.problems = list(problems)
         self.total = len(self.problems) if total is None else total
-        lines = [str(problem) for problem in self.problems[:SHOWN]]
-        if self.total > SHOWN:
-            lines.append(f"… and {self.total - SHOWN} more ({self.total} problems in all)")
+        lines = [str(problem) for problem in self.problems[:shown]]
+        if self.total > shown:
+            lines.append(f"… and {self.total - shown} more ({self.total} problems in all)")
         if advice:
             lines.append(advice)
         super().__init__("\n".join(lines))

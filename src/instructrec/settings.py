@@ -7,97 +7,56 @@ line: YAML 1.1 would make text of `1e-4`, a truth value of `no` and 8 of `010`.
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from . import console, synonyms
 from .config import Settings, Source
 from .errors import DataError, InputError, Problem, nearest, path_problem
+from .leaves import Leaf, leaves_of, shown, values_of
+from .synonyms import DATA, IGNORE, Fate
+from .synonyms.given import NULLS, TRUTHS, Given, text_of
 from .yamlfile import compose
 
 S = TypeVar("S", bound=Settings)
 
 COMMAND_LINE = "command line"
-DATA = "data"  # the one key of a file that is not a setting: the rows files
+MAX_SHOWN = 200  # problems printed before the rest is only counted: a file of another program may have many
 PATHS = ("model", "template", "validation", "out")  # settings that are, or may be, the name of a file or folder
-NULLS = ("", "~", "null", "none")
-TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+# What shapes a result most: other programs have other defaults.
+SHAPING = tuple(
+    "learning_rate epochs schedule warmup weight_decay lora.rank lora.alpha lora.dropout batch_rows accumulation "
+    "held_out patience seed".split()
+)
 
-# What other programs call these settings, for the hint at an unknown key.
+# What these settings are called in yet other places, for the hint at an unknown key.
 ELSEWHERE = {
     "lr": "learning_rate",
     "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
     "batch_size": "batch_tokens",
     "micro_batch_size": "batch_rows",
-    "per_device_train_batch_size": "batch_rows",
-    "gradient_accumulation_steps": "accumulation",
-    "gradient_checkpointing": "checkpointing",
-    "max_seq_length": "max_length",
-    "cutoff_len": "max_length",
-    "max_grad_norm": "clip",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup",
-    "output_dir": "out",
     "base_model": "model",
-    "model_name_or_path": "model",
     "r": "lora.rank",
-    "lora_r": "lora.rank",
-    "dtype": "precision",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """One setting: its dotted key, what it may be, and what it is if nobody says anything."""
-
-    key: str
-    base: Any  # bool, int, float, str, dict, or the tuple of choices
-    optional: bool
-    want: str
-    default: Any
-    description: str
-    group: str
-
-    @property
-    def switch(self) -> bool:
-        """True for what can be turned on and off without a value: `--resume`, `--no-resume`."""
-        return self.base is bool or (isinstance(self.base, tuple) and True in self.base)
 
 
 @dataclass(frozen=True)
 class Resolved(Generic[S]):
     """Checked settings, where each came from (`default`, `run.yaml:12`, `command line`) and the rows files named.
 
-    `origins` has every key of the class, and `data` where rows files were named.
+    `origins` has every key of the class, and `data` where rows files were named.  `fates`: what became of the names
+    that are other programs'.
     """
 
     settings: S
     origins: dict[str, str]
     data: tuple[str | Source, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A value as it was written: text, list of texts (and, of `data`, sources) or pairs."""
-
-    key: str
-    value: str | list[Any] | dict[str, str]
-    file: str
-    line: int
-    quoted: bool = False
-
-    @property
-    def origin(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
-
-    def problem(self, reason: str) -> Problem:
-        return Problem(self.file, self.line, self.key, reason)
+    fates: tuple[Fate, ...] = ()
 
 
 def resolve(cls: type[S], file: Path | None, overrides: Sequence[tuple[str, str]]) -> Resolved[S]:
@@ -108,28 +67,77 @@ def resolve(cls: type[S], file: Path | None, overrides: Sequence[tuple[str, str]
     leaves = leaves_of(cls)
     problems: list[Problem] = []
     given = list(_from_file(file, leaves, problems)) if file else []
-    given += [_Given(_spelled(key, leaves), text, COMMAND_LINE, 0, quoted=False) for key, text in overrides]
-    chosen: dict[str, _Given] = {}
-    for item in given:
-        before = chosen.get(item.key)
-        if item.key != DATA and item.key not in leaves:
-            problems.append(item.problem(_unknown(item.key, leaves)))
-        elif before and before.file == item.file and (item.line or before.value != item.value):
-            problems.append(item.problem("given twice" + (f" (first in line {before.line})" if before.line else "")))
-        else:
-            chosen[item.key] = item
+    given += [Given(_spelled(key, leaves), text, COMMAND_LINE, 0, quoted=False) for key, text in overrides]
+    translation = synonyms.translate(given, leaves, _ignored(given, leaves, problems))
+    chosen = _chosen(translation.given, leaves, problems)
     data = chosen.pop(DATA, None)
     for item in chosen.values():
         if item.key in PATHS and isinstance(item.value, str) and (reason := path_problem(item.value)):
             problems.append(item.problem(reason))
     values = {key: _parse(item, leaves[key], problems) for key, item in chosen.items()}
     settings = _validated(cls, values, chosen, leaves, problems)
+    problems += [fate.item.problem(f"{fate.text} (got {_got(fate.item)})") for fate in translation.refused]
     if problems or settings is None:
-        problems.sort(key=lambda problem: (problem.file == COMMAND_LINE, problem.line))
-        raise DataError(problems)
+        raise SettingsError(problems, translation.fates, _advice(problems, translation, given, leaves))
     origins = {DATA: data.origin} if data else {}
     origins |= {key: chosen[key].origin if key in chosen else "default" for key in leaves}
-    return Resolved(settings, origins, _files(data) if data else ())
+    return Resolved(settings, origins, _files(data) if data else (), tuple(translation.fates))
+
+
+class SettingsError(DataError):
+    """Settings that can't be: every problem, and the fate of every name of another program."""
+
+    def __init__(self, problems: list[Problem], fates: Sequence[Fate], advice: str) -> None:
+        problems.sort(key=lambda problem: (problem.file == COMMAND_LINE, problem.line))
+        super().__init__(problems, advice=advice, shown=MAX_SHOWN)
+        self.fates = tuple(fates)
+
+
+def _ignored(given: Sequence[Given], leaves: Mapping[str, Leaf], problems: list[Problem]) -> set[str]:
+    """The names that `ignore` leaves out; each must be given, and not be one of ours."""
+    item = next((item for item in reversed(given) if item.key == IGNORE), None)
+    if item is None or IGNORE not in leaves:
+        return set()
+    names = {name.strip() for name in (item.value.split(",") if isinstance(item.value, str) else item.value)} - {""}
+    keys = {one.key for one in given}
+    for name in sorted(names - keys):
+        near = nearest(name, keys)
+        problems.append(item.problem(f"'{name}' is not given" + (f", did you mean '{near}'?" if near else "")))
+    for name in sorted(names & {*leaves, DATA}):
+        problems.append(item.problem(f"'{name}' is a setting of this program: take it out instead"))
+    return names - {*leaves, DATA}
+
+
+def _chosen(given: Sequence[Given], leaves: dict[str, Leaf], problems: list[Problem]) -> dict[str, Given]:
+    """The value that holds for each key: the command line's, else the file's."""
+    chosen: dict[str, Given] = {}
+    for item in given:
+        before = chosen.get(item.key)
+        if item.key != DATA and item.key not in leaves:
+            problems.append(item.problem(_unknown(item.key, leaves)))
+        elif before and before.file == item.file and before.name != item.name:
+            if _plain(before, leaves) != _plain(item, leaves):
+                where = f" in line {before.line}" if before.line else ""
+                other = f"{before.name or before.key}{where} gives it as {_got(before)}"
+                problems.append(item.problem(f"means {item.key} {_got(item)}, but {other}"))
+        elif before and before.file == item.file and (item.line or before.value != item.value):
+            problems.append(item.problem("given twice" + (f" (first in line {before.line})" if before.line else "")))
+        else:
+            chosen[item.key] = item
+    return chosen
+
+
+def _plain(item: Given, leaves: dict[str, Leaf]) -> Any:
+    return _files(item) if item.key == DATA else _parse(item, leaves[item.key], [])
+
+
+def _advice(problems: list[Problem], translation: synonyms.Translation, given: list[Given], leaves: Any) -> str:
+    """How to go on without what can't be honoured, where other programs' names are among what is given."""
+    if not translation.refused or IGNORE not in leaves:
+        return ""
+    unknown = [item.key for item in translation.given if item.key not in leaves and item.key != DATA]
+    names = [fate.item.key for fate in translation.refused] + unknown
+    return f"--ignore {','.join(dict.fromkeys(names))} leaves these out, with another result"
 
 
 def checked(cls: type[S], values: Mapping[str, Any]) -> S:
@@ -137,13 +145,14 @@ def checked(cls: type[S], values: Mapping[str, Any]) -> S:
 
     Raises InputError with every problem, one a line.
     """
+    leaves = leaves_of(cls)
+    values = _translated(values, leaves)
     wrong = {key: path_problem(str(values[key])) for key in PATHS if values.get(key) is not None}
     if any(wrong.values()):
         raise InputError("\n".join(f"{key}: {reason}" for key, reason in wrong.items() if reason))
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        leaves = leaves_of(cls)
         lines: dict[str, str] = {}
         for detail in error.errors(include_url=False):
             parts = [str(part) for part in detail["loc"]]
@@ -151,6 +160,44 @@ def checked(cls: type[S], values: Mapping[str, Any]) -> S:
             key = next((place for place in places if place in leaves), places[0])
             lines.setdefault(key, f"{key}: {_python_reason(key, detail, leaves)}")
         raise InputError("\n".join(lines.values())) from error
+
+
+def _translated(values: Mapping[str, Any], leaves: dict[str, Leaf]) -> dict[str, Any]:
+    """Keyword arguments with the names of other programs replaced by ours, said aloud. Raises InputError."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        section = isinstance(value, Mapping) and any(known.startswith(key + ".") for known in leaves)
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if section else {key: value}
+    items = [Given(key, text_of(value), "", 0) for key, value in flat.items()]
+    problems: list[Problem] = []
+    translation = synonyms.translate(items, leaves, _ignored(items, leaves, problems))
+    if not translation.fates and not problems:
+        return dict(values)
+    ours = [item for item in translation.given if item.key in leaves or item.key == DATA]
+    chosen = _chosen(ours, leaves, problems)
+    if DATA in chosen:
+        problems.append(chosen.pop(DATA).problem("the rows are the first argument"))
+    problems += [fate.item.problem(f"{fate.text} (got {_got(fate.item)})") for fate in translation.refused]
+    result = {key: value for key, value in flat.items() if key not in {fate.item.key for fate in translation.fates}}
+    result |= {key: _parse(item, leaves[key], problems) for key, item in chosen.items() if item.name}
+    if problems:
+        advice = _advice(problems, translation, items, leaves).replace("--ignore ", "ignore=")
+        raise InputError("\n".join([*(f"{one.field}: {one.reason}" for one in problems), *filter(None, [advice])]))
+    for line in synonyms.notes(translation.fates, "keyword arguments"):
+        console.note(line)
+    return nested(result)
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"lora.rank": 8}` as `{"lora": {"rank": 8}}`."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return result
 
 
 def _python_reason(key: str, detail: Mapping[str, Any], leaves: dict[str, Leaf]) -> str:
@@ -166,90 +213,21 @@ def _python_reason(key: str, detail: Mapping[str, Any], leaves: dict[str, Leaf])
     return f"is a section (got {got}, want a dict" + (f" with some of {known})" if known else ")")
 
 
-def leaves_of(cls: type[Settings]) -> dict[str, Leaf]:
-    """Every setting of a class by its dotted key, in the order of the help."""
-    leaves: dict[str, Leaf] = {}
-    for name, field in cls.model_fields.items():
-        base, optional, limits = _unwrap(field.annotation, field.metadata)
-        if isinstance(base, type) and issubclass(base, Settings):
-            for leaf in leaves_of(base).values():
-                key = f"{name}.{leaf.key}"
-                leaves[key] = Leaf(key, leaf.base, leaf.optional, leaf.want, leaf.default, leaf.description, base.group)
-            continue
-        owner = next(parent for parent in cls.__mro__ if name in parent.__dict__.get("__annotations__", {}))
-        base = dict if get_origin(base) is dict else base
-        want = _want(base, limits) + (" or none" if optional else "")
-        default = field.get_default(call_default_factory=True)
-        leaves[name] = Leaf(name, base, optional, want, default, field.description or "", owner.__dict__["group"])
-    return leaves
+def fate_rows(fates: Sequence[Fate]) -> list[tuple[str, ...]]:
+    """For a table: name, value, place, and what became of it."""
+    return [(fate.item.key, _got(fate.item), fate.item.origin, fate.kind, fate.text) for fate in fates]
 
 
-def values_of(settings: Settings) -> dict[str, Any]:
-    """The values of checked settings by dotted key."""
-    values: dict[str, Any] = {}
-    for key in leaves_of(type(settings)):
-        value: Any = settings
-        for part in key.split("."):
-            value = getattr(value, part)
-        values[key] = value
-    return values
-
-
-def shown(value: Any) -> str:
-    """A value as it could be given on the command line."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, dict):
-        return ",".join(f"{name}={column}" for name, column in value.items()) or "none"
-    if isinstance(value, list):
-        return " ".join(value)
-    return "''" if value == "" else str(value)
-
-
-def _unwrap(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, bool, list[Any]]:
-    """Plain type (or tuple of choices), whether None is allowed, and the limits of numbers."""
-    limits = list(metadata)
-    if get_origin(annotation) in (Union, types.UnionType):
-        (inner,) = [part for part in get_args(annotation) if part is not type(None)]
-        base, _, more = _unwrap(inner, [])
-        return base, True, limits + more
-    if get_origin(annotation) is Annotated:
-        inner, *extra = get_args(annotation)
-        for item in extra:
-            limits += getattr(item, "metadata", None) or [item]
-        base, optional, more = _unwrap(inner, limits)
-        return base, optional, more
-    return (get_args(annotation) if get_origin(annotation) is Literal else annotation), False, limits
-
-
-def _want(base: Any, limits: Sequence[Any]) -> str:
-    """The allowed values in words: those that stand beside the type, where there are any."""
-    if given := [limit for limit in limits if isinstance(limit, str)]:
-        return given[0]
-    if isinstance(base, tuple):
-        texts = [shown(choice) for choice in base]
-        return ", ".join(texts[:-1]) + f" or {texts[-1]}"
-    if base in (int, float):
-        bound = {
-            name: getattr(limit, name) for limit in limits for name in ("gt", "ge", "lt", "le") if hasattr(limit, name)
-        }
-        if base is int:
-            low = bound.get("ge", bound["gt"] + 1 if "gt" in bound else None)
-            high = bound.get("le", bound["lt"] - 1 if "lt" in bound else None)
-            parts = [f"from {low}" if low is not None else "", f"to {high}" if high is not None else ""]
-            reach = " ".join(part for part in parts if part)
-            return f"a whole number {reach}" + (" upwards" if high is None and low is not None else "")
-        limits_in_words = [
-            f"above {bound['gt']:g}" if "gt" in bound else "",
-            f"from {bound['ge']:g}" if "ge" in bound else "",
-        ]
-        limits_in_words += [
-            f"to {bound['le']:g}" if "le" in bound else "",
-            f"to below {bound['lt']:g}" if "lt" in bound else "",
-        ]
-        upwards = " upwards" if "ge" in bound and not {"le", "lt"} & set(bound) else ""
-        return " ".join(["a number", *filter(None, limits_in_words)]) + upwards
-    return {bool: "true or false", dict: "pairs such as instruction=text,answer=label"}.get(base, "text")
+def foreign_notes(resolved: Resolved[Any]) -> list[str]:
+    """What is to be said about names of other programs: how each was taken, and which of our defaults hold beside."""
+    if not resolved.fates:
+        return []
+    source = resolved.fates[0].item.file
+    values = values_of(resolved.settings)
+    silent = [key for key in SHAPING if resolved.origins.get(key) == "default"]
+    ours = ", ".join(f"{key} {shown(values[key])}" for key in silent)
+    said = synonyms.notes(resolved.fates, source)
+    return [*said, f"{source}: not said, so our defaults hold: {ours}"] if ours else said
 
 
 def _spelled(key: str, leaves: dict[str, Leaf]) -> str:
@@ -273,7 +251,7 @@ def _unknown(key: str, leaves: dict[str, Leaf]) -> str:
     return "unknown setting ('instructrec config show' lists all)"
 
 
-def _parse(item: _Given, leaf: Leaf, problems: list[Problem]) -> Any:
+def _parse(item: Given, leaf: Leaf, problems: list[Problem]) -> Any:
     """The value as its field's type; what can't be read as that is passed on as text, for pydantic to refuse."""
     value = item.value
     if not isinstance(value, str) or (item.quoted and leaf.base is str):
@@ -309,23 +287,16 @@ def _to_bool(text: str) -> Any:
 _READERS: dict[Any, Callable[[str], Any]] = {int: _to_int, float: _to_float}
 
 
-def _files(item: _Given) -> tuple[str | Source, ...]:
+def _files(item: Given) -> tuple[str | Source, ...]:
     return (item.value,) if isinstance(item.value, str) else tuple(item.value)
 
 
 def _validated(
-    cls: type[S], values: dict[str, Any], given: dict[str, _Given], leaves: dict[str, Leaf], problems: list[Problem]
+    cls: type[S], values: dict[str, Any], given: dict[str, Given], leaves: dict[str, Leaf], problems: list[Problem]
 ) -> S | None:
     """The settings object; pydantic's complaints become problems at the places that caused them."""
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, name = key.split(".")
-        place = nested
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
     try:
-        return cls.model_validate(nested)
+        return cls.model_validate(nested(values))
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             parts = [str(part) for part in detail["loc"]]
@@ -347,14 +318,14 @@ def _reason(kind: str) -> str:
     return {"literal_error": "unknown value", "finite_number": "not a finite number"}.get(kind, "not the right kind")
 
 
-def _got(item: _Given) -> str:
+def _got(item: Given) -> str:
     if isinstance(item.value, str):
         text = item.value if item.value.strip() and item.value.isprintable() else repr(item.value)
         return text if len(text) <= 60 else text[:57] + "…"
     return "a list" if isinstance(item.value, list) else "a section"
 
 
-def _from_file(file: Path, leaves: dict[str, Leaf], problems: list[Problem]) -> Iterator[_Given]:
+def _from_file(file: Path, leaves: dict[str, Leaf], problems: list[Problem]) -> Iterator[Given]:
     """The values a YAML file gives, each with its line; raises at once when it isn't YAML that we take."""
     name, root = str(file), compose(file, "settings")
     if root is None:
@@ -368,7 +339,7 @@ def _from_file(file: Path, leaves: dict[str, Leaf], problems: list[Problem]) -> 
 
 def _walk(
     node: yaml.MappingNode, prefix: str, file: str, leaves: dict[str, Leaf], problems: list[Problem]
-) -> Iterator[_Given]:
+) -> Iterator[Given]:
     """The leaves under a mapping; sections are known by the keys that start with their name."""
     first: dict[str, int] = {}
     for key_node, value in node.value:
@@ -392,15 +363,15 @@ def _walk(
             yield _leaf(key, value, file, line, leaves, problems)
 
 
-def _leaf(key: str, node: yaml.Node, file: str, line: int, leaves: dict[str, Leaf], problems: list[Problem]) -> _Given:
+def _leaf(key: str, node: yaml.Node, file: str, line: int, leaves: dict[str, Leaf], problems: list[Problem]) -> Given:
     """One value; a list or a section where none can stand is left as it is, for the check of types to name."""
     if key == DATA and not isinstance(node, yaml.ScalarNode):
-        return _Given(key, _sources(node, file, problems), file, line)
+        return Given(key, _sources(node, file, problems), file, line)
     if isinstance(node, yaml.ScalarNode):
-        return _Given(key, node.value, file, line, quoted=node.style is not None)
+        return Given(key, node.value, file, line, quoted=node.style is not None)
     if isinstance(node, yaml.SequenceNode):
-        texts = [item.value for item in node.value if isinstance(item, yaml.ScalarNode)]
-        return _Given(key, texts, file, line)
+        texts = [item.value if isinstance(item, yaml.ScalarNode) else "…" for item in node.value]
+        return Given(key, texts, file, line)
     pairs: dict[str, str] = {}
     for name, value in node.value:
         if not (isinstance(name, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)):
@@ -408,11 +379,12 @@ def _leaf(key: str, node: yaml.Node, file: str, line: int, leaves: dict[str, Lea
                 problems.append(
                     Problem(file, name.start_mark.line + 1, key, f"nested too deep (want {leaves[key].want})")
                 )
+            pairs[f"{name.start_mark.line + 1}"] = "…"
         elif name.value in pairs:
             problems.append(Problem(file, name.start_mark.line + 1, f"{key}.{name.value}", "given twice"))
         else:
             pairs[name.value] = value.value
-    return _Given(key, pairs, file, line)
+    return Given(key, pairs, file, line)
 
 
 def _sources(node: yaml.Node, file: str, problems: list[Problem]) -> list[str | Source]:
@@ -443,3 +415,6 @@ def _sources(node: yaml.Node, file: str, problems: list[Problem]) -> list[str | 
     if not items:
         problems.append(Problem(file, node.start_mark.line + 1, DATA, "is empty (want file names)"))
     return found
+
+
+__all__ = ["Leaf", "Resolved", "SettingsError", "checked", "leaves_of", "resolve", "shown", "values_of"]

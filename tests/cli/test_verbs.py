@@ -141,6 +141,48 @@ def test_config_show(command: Command) -> None:
     assert len(rows) == 2 + len(leaves_of(TuneSettings))
 
 
+def test_names_of_other_programs_are_said_once(command: Command, calls: dict[str, Any]) -> None:
+    Path("run.yaml").write_text("num_train_epochs: 2\nlogging_steps: 5\n")
+    arguments = (
+        "tune run.yaml a.tsv --per_device_train_batch_size 4 --gradient-checkpointing --cutoff_len=64 --no-packing"
+    )
+    ended = command(*arguments.split())
+    assert (ended.code, ended.out) == (0, "")
+    settings = calls["tune"][0][1]
+    assert settings == TuneSettings(epochs=2, batch_rows=4, batch_tokens=256, checkpointing=True, max_length=64)
+    honoured, left, silent = ended.err.splitlines()
+    assert honoured == (
+        "run.yaml: settings by other names: num_train_epochs as epochs, per_device_train_batch_size as batch_rows 4, "
+        "batch_tokens 256, gradient_checkpointing as checkpointing, cutoff_len as max_length"
+    )
+    assert (
+        left == "run.yaml: not needed here: logging_steps (each step is logged), packing (rows are not packed anyway)"
+    )
+    assert silent.startswith("run.yaml: not said, so our defaults hold: learning_rate none, schedule cosine, ")
+
+
+def test_config_show_tells_what_names_of_other_programs_come_to(command: Command) -> None:
+    Path("run.yaml").write_text("num_train_epochs: 2\nlogging_steps: 5\n")
+    ended = command("config", "show", "run.yaml")
+    rows = [re.split(r"  +", line) for line in ended.out.splitlines()]
+    assert ["epochs", "2.0", "run.yaml:1 as num_train_epochs"] in rows
+    assert rows[-3:] == [
+        ["name", "value", "from", "here"],
+        ["num_train_epochs", "2", "run.yaml:1", "honoured", "as epochs"],
+        ["logging_steps", "5", "run.yaml:2", "not needed", "each step is logged"],
+    ]
+    Path("run.yaml").write_text("num_train_epochs: 2\nuse_dora: true\n")
+    ended = command("config", "show", "run.yaml")
+    assert ended.code == 2 and ended.out.splitlines()[1:] == [
+        "num_train_epochs  2      run.yaml:1  honoured  as epochs",
+        "use_dora          true   run.yaml:2  refused   DoRA is not offered",
+    ]
+    assert ended.err.splitlines() == [
+        "run.yaml:2: use_dora: DoRA is not offered (got true)",
+        "--ignore use_dora leaves these out, with another result",
+    ]
+
+
 def test_config_show_as_json(command: Command) -> None:
     listed = json.loads(command("config", "show", "--json", "lora.rank=4").out)
     assert listed["lora.rank"] == {"value": 4, "origin": "command line"}

@@ -326,6 +326,21 @@ def test_which_template_is_chosen(tmp_path: Path) -> None:
     assert str(caught.value) == "template: unknown template 'alpacca', did you mean 'alpaca'?"
 
 
+def test_chat_formats_by_name_are_the_models_own_if_it_has_their_mark() -> None:
+    tokens = tiny.tokenizer("qwen")
+    assert make_renderer(tokens, "qwen").to_json() == make_renderer(tokens, "model").to_json()
+    assert make_renderer(tokens, "chatml").name == "model"
+    with pytest.raises(InputError) as caught:
+        make_renderer(tokens, "llama3")
+    assert str(caught.value) == (
+        "template: llama3: this model does not mark turns with <|start_header_id|> (its own has no such mark; "
+        "want model, alpaca, plain or a Jinja file)"
+    )
+    tokens.chat_template = None
+    with pytest.raises(InputError, match=r"does not mark turns with <\|im_start\|> \(it brings none; want"):
+        make_renderer(tokens, "qwen")
+
+
 def test_templates_get_what_transformers_gives_them() -> None:
     source = (
         "{% if tools is none and documents is none %}{{ pad_token }}{% endif %}"

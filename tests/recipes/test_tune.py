@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from safetensors.torch import load_file
 import instructrec
 import learning
 import tiny
-from instructrec.data.records import Record
+from instructrec.config import TuneSettings
+from instructrec.data.records import Origin, Record
 from instructrec.errors import DataError, EnvironmentFault
 from instructrec.models.methods import METHODS
 from instructrec.recipes.tune import _spread
-from instructrec.recipes.watch import UNSEEN, Watcher, part_rows
+from instructrec.recipes.watch import UNSEEN, Watcher, fewer, part_rows
 
 PROMISED = [
     "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoints", "examples.json", "loss.png",
@@ -51,6 +53,28 @@ def test_the_run_folder_holds_what_was_promised(quick: Any, table: Path, base: P
     for name in ("report.html", "README.md"):
         assert (folder / name).stat().st_size > 500
     assert (folder / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_fewer_rows_of_each_file_are_among_more_and_leave_the_held_out_ones() -> None:
+    rows = [
+        Record.of(f"{file} {number}", "x", origin=Origin(file, number)) for file in ("a", "b") for number in range(20)
+    ]
+    parts = part_rows(rows, None, TuneSettings(held_out="row", held_out_share=0.25))
+    trained = {most: fewer(parts, most, seed=3) for most in (None, 4, 8, 100)}
+    assert trained[None] is parts and trained[100] is parts
+    assert all(trained[most].sets == parts.sets for most in (4, 8))
+    assert Counter(row.origin.file for row in trained[4].train) == {"a": 4, "b": 4}
+    keys = {most: [row.key for row in trained[most].train] for most in (4, 8, 100)}
+    assert set(keys[4]) < set(keys[8]) < set(keys[100])
+    assert [key for key in keys[100] if key in keys[8]] == keys[8]
+    assert {row.key for row in fewer(parts, 4, seed=4).train} != set(keys[4])
+    assert trained[8].explanation == f"{parts.explanation} Of these, 16 drawn by seed (max_rows)."
+
+
+def test_rows_to_train_on_at_most(quick: Any) -> None:
+    run = load(quick(max_rows=12).folder / "run.json")
+    assert run["data"]["parts"]["train"] == 12 and run["data"]["rows"] == 40
+    assert "Of these, 12 drawn by seed (max_rows)." in run["data"]["held_out"]
 
 
 def test_metrics_are_one_object_a_line(quick: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
+from ..synonyms.templates import MARKS
 from .builtin import BUILTIN
 from .template import Renderer
 
@@ -17,7 +18,8 @@ def make_renderer(
     tokenizer: Any, template: str = "auto", system: str = "", *, default: str = "alpaca", closed: bool = False
 ) -> Renderer:
     """A renderer for `template`: auto (the model's chat template, else `default`), model, alpaca, plain, or the path
-    of a Jinja file. Raises InputError for an unknown name, naming the nearest.
+    of a Jinja file; `llama3` and the like are the model's own, if that is of this format. Raises InputError for an
+    unknown name, naming the nearest.
 
     closed: the prompt goes to an encoder, so templates of ours and of the user end it with the tokenizer's end token.
     """
@@ -26,6 +28,14 @@ def make_renderer(
         own = own.get("default")
     if template == "model" and not own:
         raise InputError("template: this model brings no chat template (want alpaca, plain or a Jinja file)")
+    if mark := MARKS.get(template):
+        if mark not in (own or ""):
+            got = "its own has no such mark" if own else "it brings none"
+            raise InputError(
+                f"template: {template}: this model does not mark turns with {mark} ({got}; want model, "
+                "alpaca, plain or a Jinja file)"
+            )
+        template = "model"
     if template in ("auto", "model") and own:
         return Renderer(tokenizer, own, name="model", system=system)
     name = default if template == "auto" else template

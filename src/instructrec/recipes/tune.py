@@ -24,7 +24,7 @@ from .resume import arithmetic, at_step, choose, digest, finished, identity, oth
 from .rows import MEMORY, Data, announce, mixture, name_of, read_rows, used
 from .runfolder import RUN_FILE, OthersFolder, RunFolder, free_folder, last_folder, surroundings
 from .signals import Interrupted, signals
-from .watch import Parts, Watcher, check_watch, make_monitor, part_rows
+from .watch import Parts, Watcher, check_watch, fewer, make_monitor, part_rows
 
 if TYPE_CHECKING:
     from ..training.processes import Processes
@@ -87,6 +87,7 @@ def _run(
     watched = validation if validation is not None else settings.validation
     held = None if watched is None else read_rows(watched, settings)
     parts = part_rows(rows.records, None if held is None else held.records, settings)
+    parts = fewer(parts, settings.max_rows, settings.seed)
     console.say(parts.explanation)
     run = _Run(folder, settings, origins, get(settings.method), rows, parts, group)
     run.watched_files = {} if held is None else dict(held.files) or {MEMORY: digest(held.records)}

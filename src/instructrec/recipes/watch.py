@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from ..training.loss import mean_loss, row_losses
 from ..training.monitor import Monitor
 from ..training.processes import ALONE, Processes
 from .reading import check_positions
+
+LOOK_TOKENS = 4096  # tokens looked at together at most, unless a micro-batch has more
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,22 @@ def part_rows(records: Sequence[Record], validation: Sequence[Record] | None, se
     )
     sets = {name: [records[row] for row in rows] for name, rows in plan.sets.items()}
     return Parts([records[row] for row in plan.train], sets, plan.explanation, list(plan.held_out_tasks))
+
+
+def fewer(parts: Parts, most: int | None, seed: int) -> Parts:
+    """At most so many rows of each file to train on, drawn by seed: fewer are among more. Held-out rows stay."""
+    if most is None:
+        return parts
+    taken: Counter[str] = Counter()
+    kept: list[int] = []
+    for place in np.random.default_rng(seed).permutation(len(parts.train)).tolist():
+        file = parts.train[place].origin.file
+        taken[file] += 1
+        kept += [place] if taken[file] <= most else []
+    if len(kept) == len(parts.train):
+        return parts
+    sentence = f"{parts.explanation} Of these, {len(kept):,} drawn by seed (max_rows)."
+    return replace(parts, train=[parts.train[place] for place in sorted(kept)], explanation=sentence)
 
 
 def check_watch(watch: str) -> None:
@@ -130,7 +149,7 @@ class Watcher:
             self.model,
             self.rendered[name],
             pad_id=self.backbone.pad_id,
-            batch_tokens=4 * self.settings.batch_tokens,
+            batch_tokens=max(self.settings.batch_tokens, min(4 * self.settings.batch_tokens, LOOK_TOKENS)),
             autocast=self.autocast,
             group=self.group,
         )
@@ -173,4 +192,4 @@ class Watcher:
         return scores.statistics[watch].value
 
 
-__all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "make_monitor", "part_rows"]
+__all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "fewer", "make_monitor", "part_rows"]
