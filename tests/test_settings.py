@@ -78,10 +78,10 @@ def test_overrides_are_spelled_with_dots_dashes_or_underscores(key: str) -> None
         ("max_steps", "none", None),
         ("max_steps", "null", None),
         ("max_steps", "1e3", 1000),
-        ("tensorboard", "no", False),
+        ("deep", "no", False),
         ("resume", "yes", True),
         ("resume", "latest-valid", "latest-valid"),
-        ("tensorboard", "False", False),
+        ("deep", "False", False),
         ("columns", "instruction=text,answer=label", {"instruction": "text", "answer": "label"}),
         ("precision", "bf16", "bf16"),
         ("system", "", ""),
@@ -108,13 +108,13 @@ def test_rows_files_named_in_the_file(text: str, files: tuple[str, ...]) -> None
 
 def test_every_problem_at_once_each_with_its_line() -> None:
     text = "lerning_rate: 1\nbatch_tokens: 0\nlora:\n  rank: -1\nepochs: soon\n"
-    assert refused(text, ("precision", "bf61"), ("tensorboard", "maybe")) == [
+    assert refused(text, ("precision", "bf61"), ("deep", "maybe")) == [
         "config.yaml:1: lerning_rate: unknown setting, did you mean 'learning_rate'?",
         "config.yaml:2: batch_tokens: out of range (got 0, want a whole number from 1 upwards)",
         "config.yaml:4: lora.rank: out of range (got -1, want a whole number from 1 upwards)",
         "config.yaml:5: epochs: not the right kind (got soon, want a number above 0)",
         "command line: precision: unknown value (got bf61, want auto, bf16 or fp32)",
-        "command line: tensorboard: not the right kind (got maybe, want true or false)",
+        "command line: deep: not the right kind (got maybe, want true or false)",
     ]
 
 

@@ -135,7 +135,7 @@ def test_a_file_of_llama_factory_runs_as_it_is() -> None:
         "lora.rank": 8, "lora.alpha": 16.0, "lora.target": "all-linear", "precision": "bf16", "template": "qwen",
         "max_length": 256, "held_out": "row", "held_out_share": 0.1, "eval_every": 500, "epochs": 3.0,
         "batch_tokens": 512, "batch_rows": 2, "accumulation": 8, "learning_rate": 1e-4, "schedule": "cosine",
-        "warmup": 0.1, "out": "saves/ours", "save_steps": 500, "tensorboard": False,
+        "warmup": 0.1, "out": "saves/ours", "save_steps": 500, "trackers": "none",
     }  # fmt: skip
     origins = {key: resolved.origins[key] for key in ("data", "lora.alpha", "batch_tokens", "learning_rate", "clip")}
     assert origins == {
@@ -245,7 +245,11 @@ def test_two_names_with_one_value_and_the_command_line() -> None:
         ("lora: {r: 4, lora_alpha: 8, target_modules: all-linear}", {"lora.rank": 4, "lora.alpha": 8.0, "lora.target": "all-linear"}),
         ("lora_rank: 4\nlora_alpha: 4", {"lora.rank": 4, "lora.alpha": 4.0}),
         ("disable_gradient_checkpointing: true", {"checkpointing": False}),
-        ("report_to: [tensorboard]", {"tensorboard": True}),
+        ("report_to: [tensorboard, wandb]", {"trackers": "tensorboard,wandb"}),
+        ("report_to: all\nignore: report_to", {"ignore": "report_to"}),
+        ("trackers: [mlflow]", {"trackers": "mlflow"}),
+        ("tensorboard: false", {"trackers": "none"}),
+        ("tensorboard: true\ntrackers: wandb, tensorboard", {"trackers": "wandb,tensorboard"}),
         ("resume_from_checkpoint: true", {"resume": True}),
         ("eval_strategy: 'no'\nval_size: 0.2", {"held_out": "row", "held_out_share": 0.2}),
         ("val_size: 0", {"held_out": "none"}),
@@ -273,6 +277,8 @@ def test_values_that_change_on_the_way(lines: str, want: dict[str, Any]) -> None
         ("val_size: 500", "a number of rows can't be honoured (want a share of the rows, such as 0.1) (got 500)"),
         ("eval_steps: 0.25", "a share of the steps can't be honoured (want a number of steps) (got 0.25)"),
         ("packing: true", "needs per_device_train_batch_size and a length (cutoff_len or max_length) (got true)"),
+        ("report_to: all", "want none, or some of tensorboard, wandb, mlflow, each by its name (got all)"),
+        ("tensorboard: maybe", "want true or false (got maybe)"),
         ("stage: dpo", "want sft (got dpo)"),
         ("template: vicuna", "this chat format is not offered (want auto, model, alpaca, plain, a Jinja file, or a format by name such as llama3 or qwen) (got vicuna)"),
         ("completion_only_loss: false", "only answers are learned (got false)"),
@@ -332,7 +338,7 @@ def test_keyword_arguments_by_other_names(capsys: pytest.CaptureFixture[str]) ->
     settings = checked(TuneSettings, values)
     assert settings == TuneSettings.model_validate(
         {"epochs": 2, "batch_rows": 4, "batch_tokens": 8192, "lora": {"rank": 4, "alpha": 8}, "precision": "fp32",
-         "tensorboard": False, "max_steps": None, "seed": 3}
+         "trackers": "none", "max_steps": None, "seed": 3}
     )  # fmt: skip
     honoured, left = capsys.readouterr().err.splitlines()
     assert honoured.startswith("keyword arguments: settings by other names: num_train_epochs as epochs, ")

@@ -295,10 +295,21 @@ class OutputSettings(Settings):
         False,
         description="go on from the last checkpoint in the run folder; latest-valid: from the last undamaged one",
     )
-    tensorboard: bool = Field(True, description="write TensorBoard events")
+    trackers: Annotated[str, "none, or some of tensorboard, wandb, mlflow"] = Field(
+        "tensorboard", description="what keeps track of the figures, separated by commas: tensorboard, wandb, mlflow"
+    )
     ignore: str = Field(
         "", description="names of other programs' settings to leave out although the result depends on them: a,b"
     )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _known_trackers(cls, value: Any) -> Any:
+        parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        names = list(dict.fromkeys(str(part).strip() for part in parts if str(part).strip() not in ("", "none")))
+        if not set(names) <= {"tensorboard", "wandb", "mlflow"}:
+            raise ValueError("want none, or some of tensorboard, wandb, mlflow")
+        return ",".join(names) or "none"
 
 
 # Fields come in the order of the bases read from right to left.

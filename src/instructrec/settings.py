@@ -171,14 +171,14 @@ def _translated(values: Mapping[str, Any], leaves: dict[str, Leaf]) -> dict[str,
     items = [Given(key, text_of(value), "", 0) for key, value in flat.items()]
     problems: list[Problem] = []
     translation = synonyms.translate(items, leaves, _ignored(items, leaves, problems))
-    if not translation.fates and not problems:
+    if not problems and not translation.taken:
         return dict(values)
     ours = [item for item in translation.given if item.key in leaves or item.key == DATA]
     chosen = _chosen(ours, leaves, problems)
     if DATA in chosen:
         problems.append(chosen.pop(DATA).problem("the rows are the first argument"))
     problems += [fate.item.problem(f"{fate.text} (got {_got(fate.item)})") for fate in translation.refused]
-    result = {key: value for key, value in flat.items() if key not in {fate.item.key for fate in translation.fates}}
+    result = {key: value for key, value in flat.items() if key not in translation.taken}
     result |= {key: _parse(item, leaves[key], problems) for key, item in chosen.items() if item.name}
     if problems:
         advice = _advice(problems, translation, items, leaves).replace("--ignore ", "ignore=")

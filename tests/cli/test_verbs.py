@@ -28,7 +28,7 @@ def test_tune_with_file_assignments_and_flags(command: Command, calls: dict[str,
     (files, settings, origins), _ = calls["tune"]
     assert files == ["a.tsv", "b.tsv"]
     expected = {"epochs": 2, "seed": 3, "lora": {"rank": 4, "alpha": 8}, "learning_rate": 1e-4, "max_steps": 7}
-    assert settings == TuneSettings.model_validate(expected | {"resume": True, "tensorboard": False})
+    assert settings == TuneSettings.model_validate(expected | {"resume": True, "trackers": "none"})
     assert (origins["epochs"], origins["seed"], origins["clip"]) == ("run.yaml:1", "command line", "default")
 
 
@@ -306,7 +306,7 @@ def test_every_setting_of_tune_is_an_option_in_its_group(command: Command) -> No
         assert f" {leaf.group} " in text, leaf.group
     for shown in (
         "[default: 512]",
-        "--no-tensorboard",
+        "--no-deep",
         "false|true|latest-valid",
         "cosine|linear|constant",
         "[default: smollm2-135m]",

@@ -18,6 +18,7 @@ from ..environment import arithmetic_flags
 from ..errors import EnvironmentFault, InputError
 from ..files import disk_faults, make_folder, sync, write_text
 from ..inference.loading import RUN_FILE, is_run
+from .trackers import FOLDERS
 
 if sys.platform != "win32":
     import fcntl
@@ -25,7 +26,7 @@ if sys.platform != "win32":
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors")
 
 # What a run writes before its first checkpoint.
-_BEGUN = {"settings.json", "prompt.json", "metrics.jsonl", "checkpoints", "tensorboard"}
+_BEGUN = {"settings.json", "prompt.json", "metrics.jsonl", "checkpoints", *FOLDERS.values()}
 _REJECTED = re.compile(r"rejected(-\d+)?\.jsonl")  # one for each file of rows
 LOCK = ".instructrec.lock"
 # What a crash leaves of a file that was being written, under a name that only we give.

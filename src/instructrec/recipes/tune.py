@@ -24,6 +24,7 @@ from .resume import arithmetic, at_step, choose, digest, finished, identity, oth
 from .rows import MEMORY, Data, announce, mixture, name_of, read_rows, used
 from .runfolder import RUN_FILE, OthersFolder, RunFolder, free_folder, last_folder, surroundings
 from .signals import Interrupted, signals
+from .trackers import check_trackers, make_trackers, start_trackers
 from .watch import Parts, Watcher, check_watch, fewer, make_monitor, part_rows
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def tune_files(files: Sequence[str | Source], settings: TuneSettings, origins: d
 def _tune(data: Data, settings: TuneSettings, origins: dict[str, str], validation: Any) -> TuneResult:
     plan_of(settings, get(settings.method))  # both refuse what they don't know
     check_watch(settings.watch)
+    check_trackers(settings.trackers, settings.offline)
     from ..training.processes import together  # torch comes with it: settings are looked at before
 
     with together() as group:
@@ -232,8 +234,6 @@ class _Run:
         accelerator = Accelerator(
             cpu=backbones.device().type == "cpu",  # it would take a Mac's mps, which has no float64
             mixed_precision="bf16" if "bfloat16" in str(self.dtype) else "no",
-            log_with="tensorboard" if settings.tensorboard else None,
-            project_dir=str(folder.path),
         )
         if self.group.sharded:
             shard(self.tuned, accelerator.device, self.group.count)
@@ -251,8 +251,8 @@ class _Run:
             self.group,
         )
         first = self._begin(training, monitor)
-        if settings.tensorboard:
-            accelerator.init_trackers("tensorboard")
+        trackers = make_trackers(settings.trackers, folder.path, settings.offline)
+        start_trackers(accelerator, trackers, settings.model_dump(mode="json"))
         trained = sum(parameter.numel() for parameter in trained_parameters(self.model).values())
         total = sum(parameter.numel() for parameter in self.model.parameters())
         self.counts = {"trained_parameters": trained, "parameters": total}
@@ -266,7 +266,7 @@ class _Run:
 
             def log(entry: dict[str, Any]) -> None:
                 folder.log(entry)
-                if settings.tensorboard:
+                if trackers:
                     accelerator.log(_flat(entry), step=entry["step"])
                 if "look" in entry:
                     losses = {name: figures["loss"] for name, figures in entry["look"].items()}

@@ -15,12 +15,13 @@ from .table import NOT_NEEDED, NOT_NEEDED_BEGIN, REFUSED, SAME, SAME_IN_EVALUATE
 
 DATA = "data"  # the one key of a file that is not a setting: the rows files
 IGNORE = "ignore"
+OLD = ("tensorboard",)  # names that were ours once: nothing is said about them
 HONOURED, LEFT, REFUSED_HERE, IGNORED = "honoured", "not needed", "refused", "ignored"
 # Names that are given without a value on a command line.
 SWITCHES = frozenset(
     "bf16 fp16 tf32 use_peft packing do_train do_eval do_predict overwrite_output_dir overwrite_cache plot_loss "
     "gradient_checkpointing load_best_model_at_end trust_remote_code use_dora use_rslora train_on_prompt mask_history "
-    "predict_with_generate push_to_hub load_in_4bit load_in_8bit neat_packing pure_bf16 "
+    "predict_with_generate push_to_hub load_in_4bit load_in_8bit neat_packing pure_bf16 tensorboard "
     "group_by_length completion_only_loss assistant_only_loss".split()
 )
 NAMES = frozenset([*SAME, *SPECIAL, *NOT_NEEDED, *REFUSED])
@@ -37,10 +38,14 @@ class Fate:
 
 @dataclass(frozen=True)
 class Translation:
-    """given: values for our settings in the order of what was written; what nobody claimed comes last."""
+    """given: values for our settings in the order of what was written; what nobody claimed comes last.
+
+    taken: the names that were written and are not ours.
+    """
 
     given: list[Given]
     fates: list[Fate]
+    taken: frozenset[str]
 
     @property
     def refused(self) -> list[Fate]:
@@ -71,8 +76,10 @@ def translate(items: Sequence[Given], known: Container[str], ignore: Iterable[st
             continue
         free = {key: value for key, value in outcome.unless.items() if key not in claimed}
         given += [replace(item, key=key, value=value, name=item.key) for key, value in free.items()]
-        fates.append(_fate(item, outcome, free))
-    return Translation(given, fates)
+        if item.key not in OLD or outcome.refused:
+            fates.append(_fate(item, outcome, free))
+    taken = {item.key for item, outcome in kept if outcome is not None and outcome.sets != {item.key: item.value}}
+    return Translation(given, fates, frozenset(taken | ignored))
 
 
 def outcome_of(item: Given, others: Mapping[str, Given], known: Container[str], tune: bool = True) -> Outcome | None:

@@ -190,10 +190,22 @@ def _metric(item: Given, others: Others) -> Outcome:
 
 
 def _report_to(item: Given, others: Others) -> Outcome:
-    names = {name.strip() for name in word(item.value).split(",")} - {"", "none"}
-    if names <= {"tensorboard", "all"}:
-        return Outcome({"tensorboard": "true" if names else "false"})
-    return Outcome(refused="want tensorboard or none")
+    names = [name.strip() for name in word(item.value).split(",") if name.strip() not in ("", "none")]
+    if set(names) <= {"tensorboard", "wandb", "mlflow"}:
+        return Outcome({"trackers": ",".join(names) or "none"})
+    return Outcome(refused="want none, or some of tensorboard, wandb, mlflow, each by its name")
+
+
+def _tensorboard(item: Given, others: Others) -> Outcome:
+    """The name that the setting had when there was no other tracker."""
+    on, given = _on(word(item.value)), {"trackers", "report_to"} & set(others)
+    if on is None:
+        return Outcome(refused="want true or false")
+    if not given:
+        return Outcome({"trackers": "tensorboard" if on else "none"})
+    if on == ("tensorboard" in _value(others, *given)):
+        return Outcome(left=f"{min(given)} says so")
+    return Outcome(refused=f"{min(given)} says otherwise")
 
 
 def _data_seed(item: Given, others: Others) -> Outcome:
@@ -238,6 +250,7 @@ SPECIAL: dict[str, Convert] = {
     "load_best_model_at_end": _best,
     "metric_for_best_model": _metric,
     "report_to": _report_to,
+    "tensorboard": _tensorboard,
     "data_seed": _data_seed,
     "dataset": datasets,
     "eval_dataset": watched,
@@ -272,7 +285,8 @@ TARGETS = {
     "evaluation_strategy": "`held_out`: no is none",
     "val_size": "`held_out`: row, and `held_out_share`; 0 is none",
     "metric_for_best_model": "`watch`",
-    "report_to": "`tensorboard`",
+    "report_to": "`trackers`",
+    "tensorboard": "`trackers`: tensorboard or none",
     "dataset": "`data` and `columns`, by dataset_info.json in dataset_dir",
     "eval_dataset": "`validation`",
     "dataset_name": "`data`",
