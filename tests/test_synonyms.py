@@ -176,17 +176,17 @@ def test_a_file_of_trl_runs_as_it_is() -> None:
 
 def test_all_that_cannot_be_honoured_is_named_at_once() -> None:
     lines = (
-        FACTORY.replace("cosine", "polynomial") + "neftune_noise_alpha: 5\nuse_dora: true\nfoo: 3\nbatch_tokens: 0\n"
+        FACTORY.replace("cosine", "polynomial") + "neftune_noise_alpha: 5\nuse_galore: true\nfoo: 3\nbatch_tokens: 0\n"
     )
     assert refused(lines, ("quantization_bit", "4")) == [
         "run.yaml:33: lr_scheduler_type: unknown schedule (want cosine, linear, constant or constant_with_warmup) "
         "(got polynomial)",
         "run.yaml:44: neftune_noise_alpha: noise on the embeddings is not offered (got 5)",
-        "run.yaml:45: use_dora: DoRA is not offered (got true)",
+        "run.yaml:45: use_galore: the optimizer is AdamW (got true)",
         "run.yaml:46: foo: unknown setting ('instructrec config show' lists all)",
         "run.yaml:47: batch_tokens: out of range (got 0, want a whole number from 1 upwards)",
         "command line: quantization_bit: a quantised backbone is not offered (got 4)",
-        "--ignore lr_scheduler_type,neftune_noise_alpha,use_dora,quantization_bit,foo leaves these out, "
+        "--ignore lr_scheduler_type,neftune_noise_alpha,use_galore,quantization_bit,foo leaves these out, "
         "with another result",
     ]
     many = refused("".join(f"x{number}: 1\n" for number in range(30)))
@@ -194,13 +194,13 @@ def test_all_that_cannot_be_honoured_is_named_at_once() -> None:
 
 
 def test_what_is_to_be_ignored_is_named() -> None:
-    lines = "num_train_epochs: 2\nuse_dora: true\nfoo: 3\n"
-    resolved = given(lines, ("ignore", "use_dora, foo"))
-    assert changed(resolved) == {"epochs": 2.0, "ignore": "use_dora, foo"}
-    assert "run.yaml: left out as asked, with another result: use_dora, foo" in foreign_notes(resolved)
-    assert refused(lines, ("ignore", "use_dora,foo,use_dara,epochs")) == [
+    lines = "num_train_epochs: 2\nuse_galore: true\nfoo: 3\n"
+    resolved = given(lines, ("ignore", "use_galore, foo"))
+    assert changed(resolved) == {"epochs": 2.0, "ignore": "use_galore, foo"}
+    assert "run.yaml: left out as asked, with another result: use_galore, foo" in foreign_notes(resolved)
+    assert refused(lines, ("ignore", "use_galore,foo,use_gallore,epochs")) == [
         "command line: ignore: 'epochs' is not given",
-        "command line: ignore: 'use_dara' is not given, did you mean 'use_dora'?",
+        "command line: ignore: 'use_gallore' is not given, did you mean 'use_galore'?",
         "command line: ignore: 'epochs' is a setting of this program: take it out instead",
     ]
 
@@ -243,6 +243,7 @@ def test_two_names_with_one_value_and_the_command_line() -> None:
         ("finetuning_type: full", {"method": "full"}),
         ("lora_target: [q_proj, k_proj]", {"lora.target": "q_proj,k_proj"}),
         ("lora: {r: 4, lora_alpha: 8, target_modules: all-linear}", {"lora.rank": 4, "lora.alpha": 8.0, "lora.target": "all-linear"}),
+        ("use_dora: true\nuse_rslora: false", {"lora.dora": True, "lora.rslora": False}),
         ("lora_rank: 4\nlora_alpha: 4", {"lora.rank": 4, "lora.alpha": 4.0}),
         ("disable_gradient_checkpointing: true", {"checkpointing": False}),
         ("report_to: [tensorboard, wandb]", {"trackers": "tensorboard,wandb"}),
@@ -344,14 +345,14 @@ def test_keyword_arguments_by_other_names(capsys: pytest.CaptureFixture[str]) ->
     assert honoured.startswith("keyword arguments: settings by other names: num_train_epochs as epochs, ")
     assert left == "keyword arguments: not needed here: logging_steps (each step is logged)"
     with pytest.raises(InputError) as caught:
-        checked(TuneSettings, {"epochs": 1, "num_train_epochs": 2, "use_dora": True, "dataset_name": "a.jsonl"})
+        checked(TuneSettings, {"epochs": 1, "num_train_epochs": 2, "use_galore": True, "dataset_name": "a.jsonl"})
     assert str(caught.value).splitlines() == [
         "num_train_epochs: means epochs 2, but epochs gives it as 1",
         "dataset_name: the rows are the first argument",
-        "use_dora: DoRA is not offered (got true)",
-        "ignore=use_dora leaves these out, with another result",
+        "use_galore: the optimizer is AdamW (got true)",
+        "ignore=use_galore leaves these out, with another result",
     ]
-    assert checked(TuneSettings, {"use_dora": True, "ignore": "use_dora"}).ignore == "use_dora"
+    assert checked(TuneSettings, {"use_galore": True, "ignore": "use_galore"}).ignore == "use_galore"
 
 
 def test_options_by_other_names() -> None:

@@ -224,7 +224,8 @@ def foreign_notes(resolved: Resolved[Any]) -> list[str]:
         return []
     source = resolved.fates[0].item.file
     values = values_of(resolved.settings)
-    silent = [key for key in SHAPING if resolved.origins.get(key) == "default"]
+    shaping = [key for key in SHAPING if key.startswith("lora.") <= (values.get("method") == "lora")]
+    silent = [key for key in shaping if resolved.origins.get(key) == "default"]
     ours = ", ".join(f"{key} {shown(values[key])}" for key in silent)
     said = synonyms.notes(resolved.fates, source)
     return [*said, f"{source}: not said, so our defaults hold: {ours}"] if ours else said

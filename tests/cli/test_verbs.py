@@ -171,15 +171,15 @@ def test_config_show_tells_what_names_of_other_programs_come_to(command: Command
         ["num_train_epochs", "2", "run.yaml:1", "honoured", "as epochs"],
         ["logging_steps", "5", "run.yaml:2", "not needed", "each step is logged"],
     ]
-    Path("run.yaml").write_text("num_train_epochs: 2\nuse_dora: true\n")
+    Path("run.yaml").write_text("num_train_epochs: 2\nuse_galore: true\n")
     ended = command("config", "show", "run.yaml")
     assert ended.code == 2 and ended.out.splitlines()[1:] == [
         "num_train_epochs  2      run.yaml:1  honoured  as epochs",
-        "use_dora          true   run.yaml:2  refused   DoRA is not offered",
+        "use_galore        true   run.yaml:2  refused   the optimizer is AdamW",
     ]
     assert ended.err.splitlines() == [
-        "run.yaml:2: use_dora: DoRA is not offered (got true)",
-        "--ignore use_dora leaves these out, with another result",
+        "run.yaml:2: use_galore: the optimizer is AdamW (got true)",
+        "--ignore use_galore leaves these out, with another result",
     ]
 
 
