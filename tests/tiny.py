@@ -8,7 +8,9 @@ tokenizers): how text is cut, which tokens control the model, how the chat templ
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,7 @@ def model(kind: str, *, dtype: Any = None, seed: int = 0) -> Any:
 
 def folder(kind: str, path: Path, *, dtype: Any = None, seed: int = 0) -> Path:
     """Model and tokenizer saved under `path` as any user's folder; returns `path`."""
-    model(kind, dtype=dtype, seed=seed).save_pretrained(path)
+    with contextlib.redirect_stderr(io.StringIO()):  # the library's bar would stand among what a test looks at
+        model(kind, dtype=dtype, seed=seed).save_pretrained(path)
     tokenizer(kind).save_pretrained(path)
     return path

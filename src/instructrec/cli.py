@@ -153,8 +153,7 @@ def config(
         if error.fates and not as_json:
             console.table(("name", "value", "from", "here", ""), fate_rows(error.fates))
         raise
-    files = {"data": [str(source) for source in resolved.data]} if resolved.data else {}
-    values = files | values_of(resolved.settings)
+    values = ({"data": list(map(str, resolved.data))} if resolved.data else {}) | values_of(resolved.settings)
     if as_json:
         listed = {key: {"value": value, "origin": resolved.origins[key]} for key, value in values.items()}
         console.say(json.dumps(listed, ensure_ascii=False, indent=1))

@@ -263,7 +263,7 @@ def run_without_a_template(trap: Trap) -> str:
 def run_of_a_planted_method(trap: Trap) -> str:
     trap.run()
     trap.merge("run.json", method="../../evil")
-    return "method: unknown tuning method '../../evil', known: adapter, full, ia3, lora"
+    return "method: unknown tuning method '../../evil', known: adapter, full, ia3, lora, p_tuning, prefix_tuning, prompt_tuning"
 
 
 def run_without_a_backbone(trap: Trap) -> str:

@@ -255,4 +255,4 @@ def test_the_door_opens_without_heavy_imports() -> None:
 def test_the_door_has_nothing_else() -> None:
     with pytest.raises(AttributeError, match="^module 'instructrec' has no attribute 'chat'$"):
         instructrec.chat  # noqa: B018
-    assert sorted(instructrec.__all__) == ["Assistant", "__version__", "evaluate", "prompt", "read", "tune"]
+    assert sorted(instructrec.__all__) == ["Assistant", "Source", "__version__", "evaluate", "prompt", "read", "tune"]

@@ -103,13 +103,9 @@ def likelihoods(
     model: a backbone that generates, or a `Reading`, which reads each prompt as its plan says.  batch_tokens: tokens,
     filled up, that are kept for a batch of prompts, and again for the pairs of prompts and candidates made of it.
     """
-    if candidates.lead and not kind_of(model).causal:  # a prompt for an encoder can't end with what is answered
-        lead = candidates.lead
-        whole = Candidates((), (lead, *(lead + ids for ids in candidates.ids)))
-        limits = {"batch_rows": batch_rows, "batch_tokens": batch_tokens}
-        found = likelihoods(model, prompts, whole, pad_id=pad_id, done=done, **limits)
-        return np.asarray(found[:, 1:] - found[:, :1])
-    rows = [candidates.behind(prompt) for prompt in prompts]
+    # A prompt for an encoder can't end with what is answered: there the decoder begins with the lead.
+    asked = candidates if kind_of(model).causal else replace(candidates, lead=())
+    rows = [asked.behind(prompt) for prompt in prompts]
     first: dict[tuple[tuple[int, ...], int], int] = {}
     keys = [(tuple(row.ids), row.instruction_end) for row in rows]
     unique = [number for number, key in enumerate(keys) if first.setdefault(key, number) == number]

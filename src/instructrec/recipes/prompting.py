@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, console
-from ..config import PromptingSettings
+from ..config import PromptingSettings, Source
 from ..data.records import Record, Rows
 from ..data.splits import split
 from ..environment import commit_of_source
@@ -72,7 +72,7 @@ def prompt(template: str, data: Data, **settings: Any) -> Prompting:
     return _prompt(template, data, checked(PromptingSettings, settings), "")
 
 
-def prompt_files(template: str, files: list[str], settings: PromptingSettings, command: str) -> Prompting:
+def prompt_files(template: str, files: Sequence[str | Source], settings: PromptingSettings, command: str) -> Prompting:
     """The same from the command line; prints the scores."""
     found = _prompt(template, files, settings, command)
     _print(found.result)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
-from ..config import DataSettings, EvaluateSettings, Source, TuneSettings
+from ..config import DataSettings, EvaluateSettings, PromptingSettings, Source, TuneSettings
 from ..data.mixing import Mixture, counts, shares
 from ..data.readers import read
 from ..data.records import Part, Rows, merge
@@ -25,7 +25,9 @@ Data = str | os.PathLike | Source | Rows | Iterable[str | Source | Mapping[str, 
 _WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[0-9.eE+-]+)")
 
 
-def read_rows(data: Data, settings: TuneSettings | EvaluateSettings, rejected: Path | None = None) -> Rows:
+def read_rows(
+    data: Data, settings: TuneSettings | EvaluateSettings | PromptingSettings, rejected: Path | None = None
+) -> Rows:
     """All rows of `data` with one account; what the reader guessed is said aloud.
 
     Raises DataError for bad rows (unless on_bad_row is skip), InputError for bad arguments.
