@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check results bench-reading bench-rereading bench-cost bench-prompting bench-methods docs clean
+.PHONY: demo test torture check results bench-reading bench-rereading bench-cost bench-prompting bench-methods \
+	bench-estimate docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -44,6 +45,10 @@ bench-reading: $(VENV)/.dev
 # What reading again costs: about ten minutes on two quiet cores.
 bench-cost: $(VENV)/.dev
 	$(BIN)/python bench/cost.py
+
+# Memory as estimated beside memory as measured: about ten minutes.
+bench-estimate: $(VENV)/.dev
+	$(BIN)/python bench/estimate.py
 
 # What reading again does to untuned models; both need ../shared/data.
 bench-rereading: $(VENV)/.dev

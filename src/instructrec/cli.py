@@ -70,6 +70,14 @@ def tune(items: Items = None, flags: Flags = ()) -> None:
     tune_files(files, resolved.settings, resolved.origins)
 
 
+def estimate(items: Items = None, flags: Flags = ()) -> None:
+    """Say how much memory tuning will need, from the settings (and the lengths of rows, where they are given)."""
+    resolved = _resolved("TuneSettings", items, flags)
+    from .recipes.estimate import estimate as estimate_run
+
+    estimate_run(resolved.data, resolved.settings)
+
+
 def evaluate(target: Target, items: Items = None, flags: Flags = (), command: str = "") -> None:
     """Measure a model on held-out rows, beside the base model and the base model with examples."""
     resolved = _resolved("EvaluateSettings", items, flags)
@@ -219,6 +227,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "check": Verb(check, "TuneSettings", ("Data", "Prompt", "model", "offline")),
     "tune": Verb(tune, "TuneSettings"),
+    "estimate": Verb(estimate, "TuneSettings"),
     "evaluate": Verb(evaluate, "EvaluateSettings"),
     "prompt": Verb(prompt, "PromptingSettings"),
     "run": Verb(run, "AnswerSettings"),

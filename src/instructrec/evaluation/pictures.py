@@ -82,6 +82,54 @@ def loss_curve(training: dict[str, Any], width: float = 7.2) -> Figure:
     return figure
 
 
+def learning_curve(curve: dict[str, Any], width: float = 7.2) -> Figure:
+    """Loss on held-out rows by the number of rows trained on, and where twice as many would lead; `width` in inches."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(width, 3.5), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    rows, found, gain = curve["rows"], curve["losses"], curve["next_doubling"]
+    for place, (xs, losses, label) in enumerate(
+        (
+            (rows, found, "measured, 95% of draws of held-out rows"),
+            ([2 * rows[-1]], [_after(found[-1]["value"], gain)], "expected with twice the rows"),
+        )
+    ):
+        values = [loss["value"] for loss in losses]
+        below = [max(0.0, loss["value"] - loss["low"]) for loss in losses]
+        above = [max(0.0, loss["high"] - loss["value"]) for loss in losses]
+        style = {"color": LINES[place], "marker": "os"[place], "linewidth": 2, "markersize": 5, "capsize": 4}
+        axes.errorbar(xs, values, yerr=[below, above], label=label, **style)
+    axes.plot(
+        [rows[-1], 2 * rows[-1]],
+        [found[-1]["value"], found[-1]["value"] - gain["value"]],
+        color=LINES[1],
+        linewidth=1.2,
+        linestyle=(0, (4, 3)),
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([*rows, 2 * rows[-1]], [f"{count:,}" for count in (*rows, 2 * rows[-1])])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("rows trained on")
+    axes.set_ylabel("loss on held-out rows (nats per token)")
+    axes.set_facecolor("none")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def _after(loss: float, gain: dict[str, Any]) -> dict[str, float]:
+    """The loss that a fall leads to, with its interval."""
+    return {"value": loss - gain["value"], "low": loss - gain["high"], "high": loss - gain["low"]}
+
+
 def _training_line(axes: Axes, entries: list[dict[str, Any]]) -> None:
     points = [(entry["step"], entry["loss"]) for entry in entries if entry.get("loss") is not None]
     if not points:
@@ -135,8 +183,12 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def save_loss_png(training: dict[str, Any], path: Path) -> None:
-    """The loss curve as a PNG on white, 144 dots an inch."""
-    figure = loss_curve(training)
+    """The loss curve as a PNG."""
+    save_png(loss_curve(training), path)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """A figure as a PNG on white, 144 dots an inch."""
     figure.patch.set(facecolor="white", alpha=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=144)

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..files import place, write_json
 from ..models.methods import Method, get, narrowed
 from ..settings import checked
+from .memory import Ledger, Meter
 from .reading import behind, check_positions, one_answer_each, plan_of
 from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic, same_everywhere
 from .rows import MEMORY, Data, announce, mixture, name_of, read_rows, used
@@ -152,6 +153,7 @@ class _Run:
         from ..prompts.lengths import fit
 
         settings, method = self.settings, self.method
+        self.memory = Ledger(Meter(backbones.device().type))
         if settings.threads:  # else torch's own choice: it heeds OMP_NUM_THREADS and the cores this process may use
             torch.set_num_threads(settings.threads)
         self.dtype = backbones.compute_dtype(settings.precision)
@@ -251,6 +253,8 @@ class _Run:
             self.group,
         )
         first = self._begin(training, monitor)
+        config, half = self.backbone.model.config.to_dict(), "bfloat16" in str(self.dtype)
+        self.memory.plan(config, settings, half, training, self.watcher.rendered, first)
         trackers = make_trackers(settings.trackers, folder.path, settings.offline)
         start_trackers(accelerator, trackers, settings.model_dump(mode="json"))
         trained = sum(parameter.numel() for parameter in trained_parameters(self.model).values())
@@ -273,6 +277,8 @@ class _Run:
                     bar.advance(0, **losses)
                 else:
                     bar.advance(1, loss=entry["loss"])
+                    if line := self.memory.after_first_step():
+                        console.note(line)
 
             look = self._look if self.parts.sets else None
             save = partial(self._save, training, monitor)
@@ -429,6 +435,7 @@ class _Run:
                 "held_out": self.parts.explanation,
             },
             "training": training,
+            "memory": self.memory.close(),
             "surroundings": self.surroundings,
         }
         train = [self.parts.train[place] for place in self.fitted.kept]

@@ -25,9 +25,8 @@ from ..prompts.template import Rendered, Renderer
 from ..training.loss import mean_loss, row_losses
 from ..training.monitor import Monitor
 from ..training.processes import ALONE, Processes
+from .memory import look_tokens
 from .reading import check_positions
-
-LOOK_TOKENS = 4096  # tokens looked at together at most, unless a micro-batch has more
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class Watcher:
             self.model,
             self.rendered[name],
             pad_id=self.backbone.pad_id,
-            batch_tokens=max(self.settings.batch_tokens, min(4 * self.settings.batch_tokens, LOOK_TOKENS)),
+            batch_tokens=look_tokens(self.settings.batch_tokens),
             autocast=self.autocast,
             group=self.group,
         )

@@ -1,0 +1,138 @@
+"""`instructrec estimate`: how much memory a run will need, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import console
+from ..config import TuneSettings
+from ..errors import EnvironmentFault
+from ..files import read_json
+from ..models import embedded
+from ..models.footprint import Architecture, Footprint, Shape, architecture
+from .memory import available, estimated, in_half, look_batches, look_tokens, shapes_of, shown, tuned_by, usual, worst
+
+_LIMIT = 2048  # tokens of a row where nobody says, as in models/backbone.py
+_WORDS = {
+    "weights": "the model's weights",
+    "trained": "trained weights, in fp32",
+    "gradients": "gradients (where activations have gone)",
+    "optimizer": "AdamW's two averages",
+    "activations": "activations kept for the backward pass",
+    "logits": "logits, their logarithms and gradient",
+    "look": "a look at held-out rows (at another time)",
+    "allocator": "holes that the allocator keeps",
+    "libraries": "libraries and their buffers",
+}
+
+
+def estimate(files: Sequence[str], settings: TuneSettings) -> Footprint:
+    """Say what the settings need, what each part takes, and what would save most; rows tell how long they are.
+
+    Raises InputError for a model that is not there or not estimated, DataError for bad rows.
+    """
+    folder = folder_of(settings)
+    model = architecture(read_json(folder / "config.json"))
+    shape, look = _of_rows(files, settings, model) if files else (usual(settings, _limit(settings, model)), None)
+    found = estimated(model, settings, shape, look)
+    half = "bf16" if in_half(settings.precision) else "fp32"
+    console.say(
+        f"{settings.model}: {model.parameters():,} weights in {half}, "
+        f"{tuned_by(model, settings).parameters:,} trained ({settings.method})"
+    )
+    console.say(
+        f"Largest micro-batch: {shape.rows:,} × {shape.tokens:,} tokens, {shape.targets:,} of them answers"
+        + ("" if files else " (no rows were given: as many and as long as batch_tokens allows, half of them answers)")
+    )
+    rows = [(_WORDS[name], shown(getattr(found, name))) for name in _WORDS if getattr(found, name)]
+    console.table(("what for", "memory"), [*rows, ("at most at once, above the program itself", shown(found.total))])
+    _advise(model, settings, shape, look, found, known=bool(files))
+    return found
+
+
+def folder_of(settings: TuneSettings) -> Path:
+    """Where the model's configuration lies; torch is only imported for a GGUF file or a hub id."""
+    name = settings.model
+    if name in embedded.MODELS:
+        if not embedded.cached(name):
+            raise EnvironmentFault(f"model: '{name}' is not here yet (instructrec models fetch {name})")
+        return embedded.folder_of(name)
+    if (Path(name) / "config.json").is_file():
+        return Path(name)
+    from ..models.backbone import find
+
+    return Path(find(name, settings.offline))
+
+
+def _limit(settings: TuneSettings, model: Architecture) -> int:
+    return settings.max_length or min(model.positions, _LIMIT)
+
+
+def _of_rows(files: Sequence[str], settings: TuneSettings, model: Architecture) -> tuple[Shape, Shape | None]:
+    """The largest micro-batch of these rows, and the largest look at the held-out ones."""
+    from ..models.backbone import load_tokenizer
+    from ..models.methods import get
+    from ..prompts.choose import make_renderer
+    from ..prompts.lengths import fit
+    from ..training.loop import Plan, plan_steps, row_lengths
+    from .reading import plan_of
+    from .rows import read_rows
+    from .watch import fewer, part_rows
+
+    rows = read_rows(list(files), settings)
+    watched = None if settings.validation is None else read_rows(settings.validation, settings).records
+    parts = fewer(part_rows(rows.records, watched, settings), settings.max_rows, settings.seed)
+    tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline)
+    renderer = make_renderer(tokenizer, settings.template, settings.system, default=kind.template, closed=kind.closed)
+    plan = Plan(
+        epochs=1.0,
+        batch_tokens=settings.batch_tokens,
+        batch_rows=settings.batch_rows,
+        learning_rate=1.0,
+        reading=plan_of(settings, get(settings.method)),
+    )
+
+    def rendered(records: Any) -> Any:
+        limits = (settings.max_length or limit, settings.on_long)
+        return fit(records, renderer, *limits, size=kind.size).rendered
+
+    train = rendered(parts.train)
+    lengths = row_lengths(train, plan)
+    steps = plan_steps(lengths, plan, [len(row.ids) for row in train])
+    tuned = tuned_by(model, settings)
+    shape = worst(model, tuned, shapes_of(train, lengths, [batch for step in steps for batch in step]))
+    looks: list[Shape] = []
+    for records in parts.sets.values():
+        held = rendered(records[: settings.eval_rows])
+        looks += look_batches(held, row_lengths(held, plan), look_tokens(settings.batch_tokens))
+    return shape, worst(model, tuned, looks) if looks else None
+
+
+def _advise(
+    model: Architecture, settings: TuneSettings, shape: Shape, look: Shape | None, found: Footprint, *, known: bool
+) -> None:
+    """What would save most, and whether the machine has as much as is needed. known: `shape` is that of real rows."""
+    if shape.rows > 1 or not known:
+        fewer_rows = Shape(max(1, shape.rows // 2), shape.tokens, shape.targets // 2)
+        half = fewer_rows if shape.rows > 1 else Shape(1, max(1, shape.tokens // 2), shape.targets // 2)
+        words = f"--batch-tokens {settings.batch_tokens // 2} --accumulation {settings.accumulation * 2}"
+    else:  # a row stands alone, however few tokens a batch may have
+        half = Shape(1, max(1, shape.tokens // 2), shape.targets // 2)
+        words = f"--max-length {half.tokens}"
+    ways: list[tuple[str, TuneSettings, Shape]] = [(words, settings, half)]
+    if not settings.checkpointing:
+        ways.append(("--checkpointing (a third more time)", settings.model_copy(update={"checkpointing": True}), shape))
+    if not in_half(settings.precision):
+        ways.append(("--precision bf16", settings.model_copy(update={"precision": "bf16"}), shape))
+    if settings.method == "full":
+        ways.append(("--method lora", settings.model_copy(update={"method": "lora"}), shape))
+    saved = {words: found.total - estimated(model, other, smaller, look).total for words, other, smaller in ways}
+    best = max(saved, key=saved.__getitem__)
+    if saved[best] > 0:
+        console.say(f"What would save most: {best}: {shown(saved[best])} less")
+    free = available()
+    if free is not None:
+        fits = "enough" if free > found.total else "NOT enough"
+        console.say(f"This machine has {shown(free)} to give: {fits} (a GPU's own memory is not looked at)")

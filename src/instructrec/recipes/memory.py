@@ -1,0 +1,195 @@
+"""Memory of a run: estimated from the settings before anything is loaded, and measured beside it while tuning."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import TuneSettings
+from ..errors import InputError
+from ..models.footprint import Architecture, Footprint, Method, Shape, architecture, footprint, method, per_layer
+
+if TYPE_CHECKING:
+    from ..prompts.template import Rendered
+    from ..training.loop import Training
+
+LOOK_TOKENS = 4096  # tokens looked at together at most, unless a micro-batch has more
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Meter:
+    """Bytes this process holds above what it held when the meter was made, at the most so far.
+
+    On a CUDA device: those of its tensors.  Where the system does not tell (no Linux): nothing.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._before: int | None = None
+        try:
+            _CLEAR.write_text("5")  # forgets the peak of what came before
+            self._before = _status("VmRSS")
+        except OSError:
+            pass
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes, or None."""
+        if self.device == "cuda":
+            import torch
+
+            return int(torch.cuda.max_memory_allocated())
+        now = _status("VmHWM")
+        return None if now is None or self._before is None else max(0, now - self._before)
+
+
+def _status(key: str) -> int | None:
+    try:
+        found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def available() -> int | None:
+    """Bytes of memory that programs could still take, or None where the system does not tell."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def in_half(precision: str) -> bool:
+    """Whether weights and activations will be bf16; `auto` as `backbone.compute_dtype` has it, without torch."""
+    if precision != "auto":
+        return precision == "bf16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        flags = ""
+    return shutil.which("nvidia-smi") is not None or any(
+        f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16")
+    )
+
+
+def tuned_by(model: Architecture, settings: TuneSettings) -> Method:
+    """What the settings train."""
+    return method(model, settings.method, getattr(settings, settings.method).model_dump())
+
+
+def worst(model: Architecture, tuned: Method, shapes: Iterable[Shape]) -> Shape:
+    """The micro-batch that takes most."""
+    return max(
+        shapes,
+        key=lambda shape: model.layers * per_layer(model, tuned, shape, False) + shape.targets * model.vocabulary * 12,
+    )
+
+
+def shapes_of(rows: Sequence[Rendered], lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> list[Shape]:
+    """The shapes of micro-batches, given as numbers of rows."""
+    return [
+        Shape(len(batch), max(lengths[number] for number in batch), sum(rows[number].targets for number in batch))
+        for batch in batches
+    ]
+
+
+def usual(settings: TuneSettings, limit: int) -> Shape:
+    """The largest micro-batch where no rows are known: filled up with rows as long as it takes, half of them answers.
+
+    limit: tokens a row may have.
+    """
+    tokens = min(limit, settings.batch_tokens)
+    rows = settings.batch_tokens // tokens
+    rows = min(rows, settings.batch_rows or rows)
+    return Shape(rows, tokens, rows * tokens // 2)
+
+
+def look_tokens(batch_tokens: int) -> int:
+    """Tokens of held-out rows that are looked at together: no backward pass has to fit."""
+    return max(batch_tokens, min(4 * batch_tokens, LOOK_TOKENS))
+
+
+def look_batches(rows: Sequence[Rendered], lengths: Sequence[int], most: int) -> list[Shape]:
+    """The shapes in which held-out rows are looked at, `most` tokens together."""
+    from ..training.batching import by_length
+
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    return shapes_of(rows, lengths, by_length(lengths, order, most, None))
+
+
+def estimated(model: Architecture, settings: TuneSettings, shape: Shape, look: Shape | None, **more: Any) -> Footprint:
+    """What the settings take with micro-batches of `shape`."""
+    half = more.pop("half", None)
+    return footprint(
+        model,
+        tuned_by(model, settings),
+        shape,
+        half=in_half(settings.precision) if half is None else half,
+        checkpointing=settings.checkpointing,
+        look=look,
+        **more,
+    )
+
+
+class Ledger:
+    """The estimate of a run beside what it takes: made before the first step, asked after it and at the end."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.entry: dict[str, Any] = {}
+
+    def plan(
+        self,
+        config: Mapping[str, Any],
+        settings: TuneSettings,
+        half: bool,
+        training: Training,
+        watched: Mapping[str, Sequence[Rendered]],
+        done: int = 0,
+    ) -> None:
+        """Estimate the steps of `training` after the first `done`, and the looks at `watched`.
+
+        half: computed in bf16.  A model of a kind that is not estimated leaves no entry.
+        """
+        from ..training.loop import row_lengths
+
+        try:
+            model = architecture(config)
+        except InputError:
+            return
+        tuned, rows = tuned_by(model, settings), training.rows
+        first, run = (
+            worst(model, tuned, shapes_of(rows, training.lengths, chain.from_iterable(steps)))
+            for steps in (training.steps[min(done, len(training.steps) - 1) :][:1], training.steps)
+        )
+        most = look_tokens(settings.batch_tokens)
+        looks = [look_batches(held, row_lengths(held, training.plan), most) for held in watched.values()]
+        look = worst(model, tuned, chain(*looks)) if any(looks) else None
+        given: dict[str, Any] = {"half": half, "processor": self.meter.device == "cpu"}
+        self.entry = {
+            "estimated_first_step": estimated(model, settings, first, look, **given).first,
+            "estimated": estimated(model, settings, run, look, **given).total,
+        }
+
+    def after_first_step(self) -> str:
+        """One line for the terminal, or '' where nothing is known; called again it says nothing."""
+        if not self.entry or "measured_first_step" in self.entry:
+            return ""
+        self.entry["measured_first_step"] = peak = self.meter.peak
+        if not peak:
+            return ""
+        return f"Memory: {shown(peak)} so far (estimated: {shown(self.entry['estimated_first_step'])})"
+
+    def close(self) -> dict[str, Any]:
+        """What `run.json` keeps: bytes above those of the program itself."""
+        return self.entry | {"measured": self.meter.peak} if self.entry else {}
+
+
+def shown(size: float) -> str:
+    """`640 MB` or `2.31 GB`."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
