@@ -91,6 +91,9 @@ class TrainingRowsSettings(DataSettings):
     max_rows: PositiveInt | None = Field(
         None, description="rows of each file to train on at most, drawn by seed, held-out ones apart; default: all"
     )
+    train_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training rows to use, drawn by seed: smaller ones are part of larger"
+    )
 
 
 class LoraSettings(Settings):
@@ -294,6 +297,9 @@ class OutputSettings(Settings):
     resume: Literal[False, True, "latest-valid"] = Field(
         False,
         description="go on from the last checkpoint in the run folder; latest-valid: from the last undamaged one",
+    )
+    learning_curve: bool = Field(
+        False, description="also tune on a quarter and half of the rows, and say how much more of them would help"
     )
     trackers: Annotated[str, "none, or some of tensorboard, wandb, mlflow"] = Field(
         "tensorboard", description="what keeps track of the figures, separated by commas: tensorboard, wandb, mlflow"

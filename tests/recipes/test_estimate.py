@@ -19,6 +19,11 @@ from instructrec.recipes import memory
 from instructrec.recipes.estimate import estimate
 
 
+@pytest.fixture(autouse=True)
+def _first_run_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.Meter, "used", False)
+
+
 def said(capsys: Any, *arguments: str) -> list[str]:
     assert cli.main(["estimate", *arguments]) == 0
     return capsys.readouterr().out.splitlines()
@@ -98,6 +103,10 @@ def test_the_meter_counts_what_comes_after_it() -> None:
     block = bytearray(64 << 20)
     after = meter.peak
     assert before is not None and after is not None and len(block) <= after - before < len(block) + (8 << 20)
+
+
+def test_a_second_run_of_a_process_is_not_measured() -> None:
+    assert memory.Meter().peak is not None and memory.Meter().peak is None
 
 
 def test_no_meter_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch, quick: Any, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_every_setting_that_matters_is_part_of_the_run() -> None:
         names += [key] if found else []
         if found and leaf.base is not dict:
             assert found == [f"settings.{key}: was {leaf.default!r}, is {other!r}"]
-    free = {"resume", "out", "offline", "trackers", "threads", "ignore"}  # what changes nothing, or is told in a note
+    free = set("resume out offline trackers threads ignore learning_curve".split())  # no change, or told in a note
     assert set(leaves_of(TuneSettings)) - set(names) == free
 
 

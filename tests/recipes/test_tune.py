@@ -60,15 +60,21 @@ def test_fewer_rows_of_each_file_are_among_more_and_leave_the_held_out_ones() ->
         Record.of(f"{file} {number}", "x", origin=Origin(file, number)) for file in ("a", "b") for number in range(20)
     ]
     parts = part_rows(rows, None, TuneSettings(held_out="row", held_out_share=0.25))
-    trained = {most: fewer(parts, most, seed=3) for most in (None, 4, 8, 100)}
+    given = {most: TuneSettings(seed=3, max_rows=most) for most in (None, 4, 8, 100)}
+    trained = {most: fewer(parts, settings) for most, settings in given.items()}
     assert trained[None] is parts and trained[100] is parts
     assert all(trained[most].sets == parts.sets for most in (4, 8))
     assert Counter(row.origin.file for row in trained[4].train) == {"a": 4, "b": 4}
     keys = {most: [row.key for row in trained[most].train] for most in (4, 8, 100)}
     assert set(keys[4]) < set(keys[8]) < set(keys[100])
     assert [key for key in keys[100] if key in keys[8]] == keys[8]
-    assert {row.key for row in fewer(parts, 4, seed=4).train} != set(keys[4])
+    assert {row.key for row in fewer(parts, TuneSettings(seed=4, max_rows=4)).train} != set(keys[4])
     assert trained[8].explanation == f"{parts.explanation} Of these, 16 drawn by seed (max_rows)."
+    shares = [fewer(parts, TuneSettings(seed=3, train_share=share)) for share in (0.25, 0.5, 1.0)]
+    quarter, half, whole = ({row.key for row in one.train} for one in shares)
+    assert quarter < half < whole and [len(quarter), len(half), len(whole)] == [8, 15, 30]
+    both = fewer(parts, TuneSettings(seed=3, train_share=0.25, max_rows=8))
+    assert len(both.train) == 4 and both.explanation.endswith("Of these, 4 drawn by seed (max_rows and train_share).")
 
 
 def test_rows_to_train_on_at_most(quick: Any) -> None:

@@ -37,6 +37,7 @@ def card(report: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
         "datasets": [Path(name).name for name in data["files"]],
         "tags": ["instructrec", "instruction-tuning", run["method"]],
     }
+    curve = run.get("learning_curve")
     share = 100 * run["trained_parameters"] / run["parameters"]
     parts = ", ".join(f"{size:,} {spoken(part)}" for part, size in data["parts"].items())
     place = str(run["folder"])
@@ -53,6 +54,7 @@ def card(report: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
         "## Training data",
         "\n".join(f"- `{_plain(name)}`, sha256 `{digest}`" for name, digest in data["files"].items()),
         f"Rows: {parts}. {_plain(data['held_out'])}".rstrip(),
+        *([f"{_plain(curve['sentence'])}\n\n![Learning curve](curve.png)"] if curve else []),
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(report)),
     ]

@@ -100,7 +100,7 @@ def learning_curve(curve: dict[str, Any], width: float = 7.2) -> Figure:
         values = [loss["value"] for loss in losses]
         below = [max(0.0, loss["value"] - loss["low"]) for loss in losses]
         above = [max(0.0, loss["high"] - loss["value"]) for loss in losses]
-        style = {"color": LINES[place], "marker": "os"[place], "linewidth": 2, "markersize": 5, "capsize": 4}
+        style: dict[str, Any] = {"color": LINES[place], "marker": "os"[place], "linewidth": 2, "capsize": 4}
         axes.errorbar(xs, values, yerr=[below, above], label=label, **style)
     axes.plot(
         [rows[-1], 2 * rows[-1]],

@@ -2,10 +2,11 @@
 
 N held-out rows, S sets of them, R resamples, K columns that the rows' sums are made of.
 
-Two extrapolations of the next doubling, of the falls d1 (a quarter to half) and d2 (half to all):
-log-linear, loss = a - b log2(rows), gives b = (d1 + d2) / 2; a power law with a floor, loss = c + a rows^-k, falls by
-equal shares at each doubling and gives d2² / d1. Where the falls do not shrink the power law has no floor to show and
-d2 stands for it, and where the last is none nothing is expected. The interval reaches over both, each resampled by rows.
+Two extrapolations of the next doubling, of the falls d1 (a quarter to half) and d2 (half to all) to the loss l: a power
+law with a floor, loss = c + a rows^-k, falls by equal shares at each doubling and gives d2² / d1; one without, loss =
+a rows^-k, is a line through the logarithms and gives l (1 - sqrt(l / loss at a quarter)). Where the falls do not
+shrink, no floor is in sight and d2 stands for the first. Neither leads below 0. The interval reaches over both, each
+resampled by rows; that another seed of training moves the points is not in it.
 """
 
 from __future__ import annotations
@@ -50,16 +51,17 @@ def _spelled(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def log_linear(losses: Floats) -> Floats:
-    """Fall of the next doubling, [R], of losses [3, R] on a quarter, half and all of the rows: the least-squares line."""
-    return (losses[0] - losses[2]) / 2
+def without_floor(losses: Floats) -> Floats:
+    """Fall of the next doubling, [R], of losses [3, R] on a quarter, half and all of the rows: a line in logarithms."""
+    safe = np.maximum(losses, 1e-12)
+    return losses[2] * (1 - np.sqrt(safe[2] / safe[0]))
 
 
-def power_law(losses: Floats) -> Floats:
-    """The same by a power law with a floor."""
+def with_floor(losses: Floats) -> Floats:
+    """The same by a power law that ends at a floor."""
     first, last = losses[0] - losses[1], losses[1] - losses[2]
     shrinking = (first > 0) & (last > 0) & (last < first)
-    return np.where(shrinking, last * last / np.where(shrinking, first, 1.0), last)
+    return np.minimum(np.where(shrinking, last * last / np.where(shrinking, first, 1.0), last), losses[2])
 
 
 def learning_curve(
@@ -95,8 +97,9 @@ def learning_curve(
         given = {"resamples": resamples, "seed": seed, "clusters": clusters}
         return bootstrap(Statistic(sums, lambda found: finish(by_share(found))), **given)  # type: ignore[operator, arg-type]
 
-    line, law = estimate(log_linear), estimate(power_law)
-    reach = Estimate(law.value, min(line.low, law.low), max(line.high, law.high), law.n)
+    free, bound = estimate(without_floor), estimate(with_floor)
+    ends = [value for one in (free, bound) for value in (one.low, one.value, one.high)]
+    reach = Estimate(bound.value, min(ends), max(ends), bound.n)
     return Curve(
         tuple(estimate(lambda found, place=place: found[place]) for place in range(len(SHARES))),
         estimate(lambda found: found[1] - found[2]),

@@ -79,11 +79,11 @@ def _of_rows(files: Sequence[str], settings: TuneSettings, model: Architecture) 
     from ..training.loop import Plan, plan_steps, row_lengths
     from .reading import plan_of
     from .rows import read_rows
-    from .watch import fewer, part_rows
+    from .watch import drawn, fewer, part_rows
 
     rows = read_rows(list(files), settings)
     watched = None if settings.validation is None else read_rows(settings.validation, settings).records
-    parts = fewer(part_rows(rows.records, watched, settings), settings.max_rows, settings.seed)
+    parts = fewer(part_rows(rows.records, watched, settings), settings)
     tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline)
     renderer = make_renderer(tokenizer, settings.template, settings.system, default=kind.template, closed=kind.closed)
     plan = Plan(
@@ -105,7 +105,7 @@ def _of_rows(files: Sequence[str], settings: TuneSettings, model: Architecture) 
     shape = worst(model, tuned, shapes_of(train, lengths, [batch for step in steps for batch in step]))
     looks: list[Shape] = []
     for records in parts.sets.values():
-        held = rendered(records[: settings.eval_rows])
+        held = rendered(drawn(records, settings.eval_rows, settings.seed))
         looks += look_batches(held, row_lengths(held, plan), look_tokens(settings.batch_tokens))
     return shape, worst(model, tuned, looks) if looks else None
 

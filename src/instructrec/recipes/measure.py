@@ -393,6 +393,7 @@ def run_part(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
         "settings": run["settings"],
         "data": {key: run["data"][key] for key in ("files", "rows", "parts", "held_out")},
         "license": _license(run["backbone"]["name"]),
+        "learning_curve": run.get("learning_curve"),
     }
 
 

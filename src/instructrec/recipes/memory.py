@@ -24,12 +24,18 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Meter:
     """Bytes this process holds above what it held when the meter was made, at the most so far.
 
-    On a CUDA device: those of its tensors.  Where the system does not tell (no Linux): nothing.
+    On a CUDA device: those of its tensors.  Nothing is known where the system does not tell (no Linux), or in a process
+    that had a meter before: what came before has left memory that is used again.
     """
+
+    used = False
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self._before: int | None = None
+        if Meter.used:
+            return
+        Meter.used = True
         try:
             _CLEAR.write_text("5")  # forgets the peak of what came before
             self._before = _status("VmRSS")
@@ -42,7 +48,7 @@ class Meter:
         if self.device == "cuda":
             import torch
 
-            return int(torch.cuda.max_memory_allocated())
+            return int(torch.cuda.max_memory_allocated())  # since the process began
         now = _status("VmHWM")
         return None if now is None or self._before is None else max(0, now - self._before)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..training.processes import Processes
 
 # Settings that may differ between a run and its resumption without changing the result.
-FREE = ("resume", "out", "offline", "trackers", "threads", "ignore")
+FREE = ("resume", "out", "offline", "trackers", "threads", "ignore", "learning_curve")
 DIGITS = "results can differ in the last digits"
 
 

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..files import place, write_json
 from ..models.methods import Method, get, narrowed
 from ..settings import checked
+from .curve import check_curve, draw_curve
 from .memory import Ledger, Meter
 from .reading import behind, check_positions, one_answer_each, plan_of
 from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic, same_everywhere
@@ -90,7 +91,9 @@ def _run(
     watched = validation if validation is not None else settings.validation
     held = None if watched is None else read_rows(watched, settings)
     parts = part_rows(rows.records, None if held is None else held.records, settings)
-    parts = fewer(parts, settings.max_rows, settings.seed)
+    parts = fewer(parts, settings)
+    if settings.learning_curve:
+        check_curve(parts, group.count)
     console.say(parts.explanation)
     run = _Run(folder, settings, origins, get(settings.method), rows, parts, group)
     run.watched_files = {} if held is None else dict(held.files) or {MEMORY: digest(held.records)}
@@ -98,7 +101,12 @@ def _run(
 
     with _quiet(), quiet():  # the library's bars for files and advice on caches
         run.prepare()
-        return run.finished or run.train()
+        result = run.finished or run.train()
+    if settings.learning_curve:
+        parts = run.parts
+        del run  # its model makes room for theirs
+        draw_curve(folder.path, settings, parts, lambda other: _tune(rows, other, {}, held))
+    return result
 
 
 def _folder(data: Data, settings: TuneSettings) -> Path:

@@ -60,20 +60,32 @@ def part_rows(records: Sequence[Record], validation: Sequence[Record] | None, se
     return Parts([records[row] for row in plan.train], sets, plan.explanation, list(plan.held_out_tasks))
 
 
-def fewer(parts: Parts, most: int | None, seed: int) -> Parts:
-    """At most so many rows of each file to train on, drawn by seed: fewer are among more. Held-out rows stay."""
-    if most is None:
+def fewer(parts: Parts, settings: TuneSettings) -> Parts:
+    """The rows to train on that `max_rows` (of each file) and `train_share` leave, drawn by seed: fewer are among more.
+
+    Held-out rows stay.
+    """
+    most, share = settings.max_rows, settings.train_share
+    if most is None and share == 1:
         return parts
     taken: Counter[str] = Counter()
     kept: list[int] = []
-    for place in np.random.default_rng(seed).permutation(len(parts.train)).tolist():
+    for place in np.random.default_rng(settings.seed).permutation(len(parts.train)).tolist():
         file = parts.train[place].origin.file
         taken[file] += 1
-        kept += [place] if taken[file] <= most else []
+        kept += [place] if most is None or taken[file] <= most else []
+    kept = kept[: max(1, round(share * len(kept)))]
     if len(kept) == len(parts.train):
         return parts
-    sentence = f"{parts.explanation} Of these, {len(kept):,} drawn by seed (max_rows)."
+    names = " and ".join(name for name, used in (("max_rows", most), ("train_share", share < 1)) if used)
+    sentence = f"{parts.explanation} Of these, {len(kept):,} drawn by seed ({names})."
     return replace(parts, train=[parts.train[place] for place in sorted(kept)], explanation=sentence)
+
+
+def drawn(records: Sequence[Record], most: int, seed: int) -> list[Record]:
+    """At most so many of them, drawn by seed, in their order."""
+    order = np.random.default_rng(seed).permutation(len(records))[:most]
+    return [records[place] for place in sorted(order)]
 
 
 def check_watch(watch: str) -> None:
@@ -121,8 +133,7 @@ class Watcher:
         self.records: dict[str, list[Record]] = {}
         self.sizes: dict[str, int] = {}
         for name, records in parts.sets.items():
-            order = np.random.default_rng(settings.seed).permutation(len(records))[: settings.eval_rows]
-            chosen = [records[place] for place in sorted(order)]
+            chosen = drawn(records, settings.eval_rows, settings.seed)
             fitted = fit(chosen, renderer, max_length, settings.on_long, size=backbone.kind.size)
             long = len(fitted.dropped)
             if isinstance(model, Reading):
@@ -191,4 +202,4 @@ class Watcher:
         return scores.statistics[watch].value
 
 
-__all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "fewer", "make_monitor", "part_rows"]
+__all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "drawn", "fewer", "make_monitor", "part_rows"]
