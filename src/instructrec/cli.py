@@ -179,22 +179,12 @@ def models(
     name: Annotated[str, typer.Argument(metavar="NAME", help="which to fetch")] = "",
 ) -> None:
     """List the built-in models, or fetch one to work offline."""
-    from .models import embedded
+    from .recipes.builtin import fetch_model, list_models
 
     if action == "fetch" and name:
-        console.say(str(embedded.fetch(name)))
+        fetch_model(name)
     elif action == "list" and not name:
-        rows = [
-            (
-                model.name,
-                model.title,
-                model.licence,
-                f"{model.bytes / 1e6:.0f} MB",
-                "yes" if embedded.cached(key) else "no",
-            )
-            for key, model in embedded.MODELS.items()
-        ]
-        console.table(("name", "model", "licence", "download", "fetched"), rows)
+        list_models()
     else:
         raise InputError(f"models: {f'{action} {name}'.strip()}: not understood (want list or fetch NAME)")
 

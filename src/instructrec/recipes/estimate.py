@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
-from ..config import TuneSettings
+from ..config import Source, TuneSettings
 from ..errors import EnvironmentFault
 from ..files import read_json
 from ..models import embedded
@@ -28,7 +28,7 @@ _WORDS = {
 }
 
 
-def estimate(files: Sequence[str], settings: TuneSettings) -> Footprint:
+def estimate(files: Sequence[str | Source], settings: TuneSettings) -> Footprint:
     """Say what the settings need, what each part takes, and what would save most; rows tell how long they are.
 
     Raises InputError for a model that is not there or not estimated, DataError for bad rows.
@@ -70,7 +70,7 @@ def _limit(settings: TuneSettings, model: Architecture) -> int:
     return settings.max_length or min(model.positions, _LIMIT)
 
 
-def _of_rows(files: Sequence[str], settings: TuneSettings, model: Architecture) -> tuple[Shape, Shape | None]:
+def _of_rows(files: Sequence[str | Source], settings: TuneSettings, model: Architecture) -> tuple[Shape, Shape | None]:
     """The largest micro-batch of these rows, and the largest look at the held-out ones."""
     from ..models.backbone import load_tokenizer
     from ..models.methods import get

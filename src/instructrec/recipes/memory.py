@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import TuneSettings
+from ..config import Settings, TuneSettings
 from ..errors import InputError
 from ..models.footprint import Architecture, Footprint, Method, Shape, architecture, footprint, method, per_layer
 
@@ -84,8 +84,11 @@ def in_half(precision: str) -> bool:
 
 
 def tuned_by(model: Architecture, settings: TuneSettings) -> Method:
-    """What the settings train."""
-    return method(model, settings.method, getattr(settings, settings.method).model_dump())
+    """What the settings train. Raises InputError for a method that brings no settings of its own."""
+    own = getattr(settings, settings.method, None)
+    if not isinstance(own, Settings):
+        raise InputError(f"method: the memory of '{settings.method}' is not estimated")
+    return method(model, settings.method, own.model_dump())
 
 
 def worst(model: Architecture, tuned: Method, shapes: Iterable[Shape]) -> Shape:
@@ -160,15 +163,15 @@ class Ledger:
     ) -> None:
         """Estimate the steps of `training` after the first `done`, and the looks at `watched`.
 
-        half: computed in bf16.  A model of a kind that is not estimated leaves no entry.
+        half: computed in bf16.  A model or method that is not estimated leaves no entry.
         """
         from ..training.loop import row_lengths
 
         try:
-            model = architecture(config)
+            tuned = tuned_by(model := architecture(config), settings)
         except InputError:
             return
-        tuned, rows = tuned_by(model, settings), training.rows
+        rows = training.rows
         first, run = (
             worst(model, tuned, shapes_of(rows, training.lengths, chain.from_iterable(steps)))
             for steps in (training.steps[min(done, len(training.steps) - 1) :][:1], training.steps)

@@ -250,16 +250,8 @@ class _Run:
         self.model.to(accelerator.device)
         training = Training(self.model, self.fitted.rendered, self._plan(), accelerator, self.group)
         monitor = make_monitor(self.parts, settings)
-        self.watcher = Watcher(
-            self.model,
-            self.backbone,
-            self.renderer,
-            self.parts,
-            settings,
-            accelerator.autocast,
-            self.max_length,
-            self.group,
-        )
+        given = (self.backbone, self.renderer, self.parts, settings, accelerator.autocast, self.max_length)
+        self.watcher = Watcher(self.model, *given, self.group)
         first = self._begin(training, monitor)
         config, half = self.backbone.model.config.to_dict(), "bfloat16" in str(self.dtype)
         self.memory.plan(config, settings, half, training, self.watcher.rendered, first)
