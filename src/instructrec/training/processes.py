@@ -10,6 +10,7 @@ import atexit
 import json
 import re
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -228,7 +229,11 @@ def _met(rank: int, count: int) -> Processes:
 
     sharded = wanted()
     try:
-        state = PartialState(cpu=device().type == "cpu")
+        with warnings.catch_warnings():
+            # Cores are shared out among the processes where OMP_NUM_THREADS does not say how many each may use; that
+            # this is so would be said by each of them.
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+            state = PartialState(cpu=device().type == "cpu")
         control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]

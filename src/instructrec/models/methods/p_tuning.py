@@ -28,7 +28,7 @@ class PTuning(SoftMethod):
 
     name = "p_tuning"
     reference = "arXiv 2103.10385"
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     peft_type = "P_TUNING"
     fields = ("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout")
 

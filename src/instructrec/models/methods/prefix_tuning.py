@@ -24,7 +24,7 @@ class PrefixTuning(SoftMethod):
 
     name = "prefix_tuning"
     reference = "arXiv 2101.00190"
-    learning_rate = 1e-2
+    learning_rate = 3e-2
     peft_type = "PREFIX_TUNING"
     # How PEFT trained a prefix makes no difference to what it saves.
     fields = ("encoder_hidden_size", "prefix_projection", "init_weights")
