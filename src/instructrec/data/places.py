@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
@@ -37,6 +38,15 @@ def files_of(source: str | os.PathLike[str], offline: bool = False) -> list[tupl
     if wanted := hub_id(name):
         return fetch(wanted, offline)
     return [(printable(name), name)]
+
+
+def size_of(found: list[tuple[str, str]]) -> int:
+    """Bytes of files as `files_of` names them; what can't be looked at has none."""
+    total = 0
+    for _, path in found:
+        with contextlib.suppress(OSError, ValueError):
+            total += os.stat(path).st_size
+    return total
 
 
 def is_rows_file(name: str) -> bool:

@@ -12,17 +12,18 @@ import json
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import SHOWN, DataError, EnvironmentFault, InputError, Problem, did_you_mean
-from ..files import write_text
+from ..files import cache_dir, disk_faults, write_text
 from . import jsonl, pieces
 from .columns import Columns, check_columns
+from .index import Index, Stored, Writer, current, home_of, large, stamp
 from .parsing import Parser, decoded
 from .pieces import Broken, Piece
-from .places import check_path, files_of
+from .places import check_path, files_of, size_of
 from .records import Origin, Record, Rows, merge
 from .streams import FORMATS, Stream
 from .tables import table_of
@@ -32,6 +33,7 @@ EXCERPT = 1000  # characters of a row that was too long to be kept whole in reje
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = EXCERPT
 _short.maxdict = _short.maxlist = 20
+_TOLD = ("digest", "rejected", "blank", "header", "refused", "notes")  # of an account, besides its rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ def read(
     on_bad_row: str = "stop",
     rejected: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    on_disk: bool | None = None,
 ) -> Rows:
     """Records of a file, a folder's or a pattern's files, a dataset of the hub, or dicts from Python (`<memory>:1`, …).
 
@@ -68,6 +71,8 @@ def read(
     `on_bad_row`: "stop" raises `DataError` with all bad rows counted and the first 20 named; "skip" leaves them out
     and writes them to the file `rejected` (objects with file, line, field, reason, text). No usable row at all
     raises `DataError` either way. Wrong arguments raise `InputError`.
+    `on_disk`: keep rows where they are and read them again when they are asked for (`index.Stored`); None: where the
+    files are large.
     """
     if format not in FORMATS:
         raise InputError(f"format: unknown '{format}', {did_you_mean(str(format), FORMATS)}")
@@ -89,12 +94,17 @@ def read(
         _read_memory(path, account, how.columns())
         return _settled([account], Path(rejected) if rejected is not None else None)
     accounts, faults = [], []
-    for name, file in files_of(path, offline):
+    found = files_of(path, offline)
+    stay = size_of(found) >= large() if on_disk is None else on_disk
+    for name, file in found:
         account = _Account(name, skip=how.skip)
         if rejected is not None and os.path.exists(rejected) and _same(rejected, file):
             raise InputError(f"rejected: would overwrite the rows themselves (got {account.name}, want another file)")
         try:
-            _read_file(file, account, how)
+            if stay:
+                _index_file(file, account, how)
+            else:
+                _read_file(file, account, how)
             account.check()
         except DataError as error:
             faults.append(error)
@@ -117,12 +127,33 @@ class _Account:
         self.name = name
         self.skip = skip
         self.records: list[Record] = []
+        self.index: Index | None = None  # where they stay on disk
+        self.writer: Writer | None = None
+        self.used = 0
         self.problems: list[Problem] = []  # the first ones
         self.refused: list[str] = []  # lines for rejected.jsonl
         self.rejected = self.blank = 0
         self.header = False
         self.digest = ""
         self.notes: list[str] = []
+
+    def keep(self, record: Record, raw: Any, start: int) -> None:
+        """A row that can be used. raw, start: its bytes (or values), and where they begin in the file."""
+        self.used += 1
+        if self.writer:
+            self.writer.add(record, raw, start)
+        else:
+            self.records.append(record)
+
+    def told(self) -> dict[str, Any]:
+        """What an index keeps of it."""
+        return {name: getattr(self, name) for name in _TOLD}
+
+    def restore(self, index: Index) -> None:
+        """As it was when the index was made."""
+        self.index, self.used = index, len(index)
+        for name in _TOLD:
+            setattr(self, name, index.known[name])
 
     def reject(self, line: int, error: RowError, raw: Any, item: int | None = None) -> None:
         """`item`: place in a JSON array, where several rows can be on one line."""
@@ -140,7 +171,7 @@ class _Account:
 
     def check(self) -> None:
         """Raise the error that all of this amounts to, if it does."""
-        if not self.records and (self.skip or not self.rejected):
+        if not self.used and (self.skip or not self.rejected):
             states = (
                 (self.rejected, f"{self.rejected} rejected"),
                 (self.header, "only a header line"),
@@ -151,8 +182,8 @@ class _Account:
             first = Problem(self.name, 0, "", f"0 usable rows (got {got})")
             raise DataError([first, *self.problems], total=1 + self.rejected)
         if self.rejected and not self.skip:
-            advice = f"{_count(len(self.records), 'other row')} can be used; --on-bad-row=skip leaves the bad ones out"
-            raise DataError(self.problems, total=self.rejected, advice=advice if self.records else "")
+            advice = f"{_count(self.used, 'other row')} can be used; --on-bad-row=skip leaves the bad ones out"
+            raise DataError(self.problems, total=self.rejected, advice=advice if self.used else "")
 
     def rows(self, target: Path | None) -> Rows:
         """The result; `target` is where the rejected rows go."""
@@ -160,11 +191,11 @@ class _Account:
             self.notes.append(f"{self.name}: {_count(self.blank, 'blank line')} passed over")
         if self.rejected:
             where = f", written to {target}" if target else ""
-            total = len(self.records) + self.rejected
+            total = self.used + self.rejected
             self.notes.append(f"{self.name}: {self.rejected} of {_count(total, 'row')} rejected{where}")
         files = {self.name: self.digest} if self.digest else {}
-        read = len(self.records) + self.rejected
-        return Rows(tuple(self.records), files, read, self.rejected, tuple(self.notes))
+        records = Stored([self.index]) if self.index else tuple(self.records)
+        return Rows(records, files, self.used + self.rejected, self.rejected, tuple(self.notes))
 
 
 def _settled(accounts: list[_Account], target: Path | None) -> Rows:
@@ -193,7 +224,7 @@ def _read_memory(rows: Iterable[Mapping[str, Any]], account: _Account, columns: 
             if not isinstance(row, Mapping):
                 raise RowError("", f"wrong type (got {kind(row)}, want a dict)")
             jsonl.check_texts(row)
-            account.records.append(columns.record(row, Origin(account.name, number)))
+            account.keep(columns.record(row, Origin(account.name, number)), row, 0)
         except RowError as error:
             account.reject(number, error, row)
     _say(account, columns, f"read as {columns.shape}")
@@ -201,21 +232,50 @@ def _read_memory(rows: Iterable[Mapping[str, Any]], account: _Account, columns: 
 
 def _say(account: _Account, columns: Columns, how: str) -> None:
     wrong = columns.unseen()
-    if wrong and account.records:
+    if wrong and account.used:
         raise account.fail(wrong, field="columns")
     if columns.roles:
         account.notes.insert(0, f"{account.name}: {how}: {columns.describe()}")
     account.notes += [f"{account.name}: {note}" for note in columns.notes()]
 
 
-def _read_file(path: str, account: _Account, how: _How) -> None:
+def _index_file(path: str, account: _Account, how: _How) -> None:
+    """Read a file whose rows stay on disk; where that was done before and it is as it was, nothing is read."""
+    check_path(path)
+    home = home_of(path, asdict(how))
+    if index := current(home, stamp(os.stat(path)), account.name, path):
+        account.restore(index)
+        return
+    with _writing() as writer:
+        account.writer = writer
+        parser = _read_file(path, account, how)
+        if parser is None or not account.used or (account.rejected and not how.skip):
+            return
+        told = account.told() | {"stamp": stamp(os.stat(path)), "parser": parser.to_json()}
+        account.index = writer.finish(home, told, account.name, path)
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[Writer]:
+    with disk_faults(f"rows on disk: {cache_dir() / 'rows'} can't be written to"):
+        writer = Writer()
+        try:
+            yield writer
+        finally:
+            writer.drop()
+
+
+def _read_file(path: str, account: _Account, how: _How) -> Parser | None:
+    """All rows of a file; what its first rows have decided, None where it has none."""
     check_path(path)
     try:
         with open(path, "rb", buffering=0) as handle:
             before = os.fstat(handle.fileno())
             stream = Stream(path, handle, how.format)
+            if account.writer and (stream.packing or stream.format == "parquet"):
+                account.writer.spool()
             with _no_garbage_collection():
-                _read_pieces(stream, account, how)
+                parser = _read_pieces(stream, account, how)
             account.digest = stream.digest()
             after = os.fstat(handle.fileno())
     except Broken as error:
@@ -224,6 +284,7 @@ def _read_file(path: str, account: _Account, how: _How) -> None:
         raise account.fail(f"not readable: {error.strerror}") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise account.fail(f"changed while it was read (got {before.st_size} bytes first, {after.st_size} at the end)")
+    return parser
 
 
 @contextlib.contextmanager
@@ -238,12 +299,12 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_pieces(stream: Stream, account: _Account, how: _How) -> None:
+def _read_pieces(stream: Stream, account: _Account, how: _How) -> Parser | None:
     """All rows of a file; the first one that is not blank decides what the columns of a table are."""
     parser: Parser | None = None
-    name, keep, in_array, item = account.name, account.records.append, stream.format == "json", -1
+    name, keep, in_array, item = account.name, account.keep, stream.format == "json", -1
     for piece in stream.pieces():
-        number, _, raw, fault = piece
+        number, start, raw, fault = piece
         if not fault and isinstance(raw, bytes) and (not raw or raw.isspace()):
             account.blank += 1
             continue
@@ -255,12 +316,13 @@ def _read_pieces(stream: Stream, account: _Account, how: _How) -> None:
                     continue
             if fault:
                 raise RowError("", fault)
-            keep(parser.record(raw, Origin(name, number, item if in_array else None)))
+            keep(parser.record(raw, Origin(name, number, item if in_array else None)), raw, start)
         except RowError as error:
             account.reject(number, error, raw, item if in_array else None)
     if parser is not None:
         table = "first line read as header" if account.header else "no header line"
         _say(account, parser.columns, table if parser.table else f"read as {parser.columns.shape}")
+    return parser
 
 
 def _parser(stream: Stream, first: Piece, account: _Account, how: _How) -> Parser:

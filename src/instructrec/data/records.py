@@ -164,7 +164,7 @@ class Part:
 class Rows(Sequence[Record]):
     """What `read` returns: the usable records and the account of the file they came from (read = used + rejected)."""
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     files: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256 of its bytes
     read: int = 0
     rejected: int = 0
@@ -185,12 +185,22 @@ class Rows(Sequence[Record]):
         return iter(self.records)
 
 
+def joined(parts: Sequence[Sequence[Record]]) -> Sequence[Record]:
+    """All records in one sequence; on disk if all are there, else in memory."""
+    from .index import Stored
+
+    stored = [part for part in parts if isinstance(part, Stored)]
+    if stored and len(stored) == len(parts) and all(part.numbers is None for part in stored):
+        return Stored([index for part in stored for index in part.indexes])
+    return tuple(record for part in parts for record in part)
+
+
 def merge(parts: Sequence[Rows]) -> Rows:
     """Several files as one."""
     if len(parts) == 1:
         return parts[0]
     return Rows(
-        records=tuple(record for part in parts for record in part),
+        records=joined([part.records for part in parts]),
         files={name: digest for part in parts for name, digest in part.files.items()},
         read=sum(part.read for part in parts),
         rejected=sum(part.rejected for part in parts),

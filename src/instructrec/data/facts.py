@@ -1,0 +1,97 @@
+"""What must be known of every row to split, count and compare, as numbers: of rows on disk they are read from there,
+of others worked out. So the same lines serve a hundred rows and five million.
+
+N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import Record, Turn
+
+if TYPE_CHECKING:
+    from .index import Stored
+
+Numbers = NDArray[np.uint64]
+
+
+class Facts(NamedTuple):
+    """key, prompt: `Record.key` and `Record.prompt_key` as numbers.  wording, answer: hashes of 64 bits.
+    answers: supervised turns of the assistant."""
+
+    key: int
+    prompt: int
+    wording: int
+    answer: int
+    answers: int
+
+
+def facts(record: Record) -> Facts:
+    """The facts of one record."""
+    turns = record.turns
+    last = turns[-1] if turns and turns[-1].role == "assistant" and turns[-1].text else None
+    digest = hashlib.sha256()
+    for turn in turns[:-1] if last else turns:
+        digest.update(_spelled(turn))
+    prompt = key = int.from_bytes(digest.digest()[:8], "big")
+    if last:
+        digest.update(_spelled(last))
+        key = int.from_bytes(digest.digest()[:8], "big")
+    answers = sum(turn.supervised for turn in turns if turn.role == "assistant")
+    return Facts(key, prompt, hashed(wording_key(record)), hashed(record.answer), min(answers, 65535))
+
+
+def _spelled(turn: Turn) -> bytes:
+    """As `records._key` spells it: lengths before texts."""
+    parts = [text.encode("utf-8", "surrogatepass") for text in (turn.role, turn.text, turn.input)]
+    return b"".join([len(raw).to_bytes(8, "little") + raw for raw in parts])
+
+
+def hashed(text: str) -> int:
+    """64 bits of blake2b: of five million texts, two different ones are alike with a chance of one in a million."""
+    raw = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(raw, "big")
+
+
+def wording_key(record: Record) -> str:
+    """Rows with equal keys are one wording: the row's group, else its instruction, case and spacing aside."""
+    return record.group or " ".join(record.instruction.split()).casefold()
+
+
+def column(records: Sequence[Record], name: str) -> NDArray[Any]:
+    """One of the numbers of `Facts`, of each record."""
+    if stored := on_disk(records):
+        return stored.column(name)
+    if name == "wording":  # the only one that is asked for often, and most rows share theirs
+        return np.fromiter((hashed(wording_key(record)) for record in records), np.uint64, len(records))
+    place = Facts._fields.index(name)
+    return np.fromiter((facts(record)[place] for record in records), np.uint64, len(records))
+
+
+def tasks(records: Sequence[Record]) -> tuple[NDArray[Any], list[str]]:
+    """Number of each record's task (-1: none), and the names."""
+    if stored := on_disk(records):
+        return stored.tasks()
+    names: dict[str, int] = {}
+    found = (-1 if record.task is None else names.setdefault(record.task, len(names)) for record in records)
+    return np.fromiter(found, np.int32, len(records)), list(names)
+
+
+def take(records: Sequence[Record], places: Iterable[int]) -> Sequence[Record]:
+    """Some of the records, in this order; those on disk stay there."""
+    if stored := on_disk(records):
+        return stored.take(np.fromiter(places, np.int64))
+    return [records[place] for place in places]
+
+
+def on_disk(records: Sequence[Record]) -> Stored | None:
+    """The records if they are on disk."""
+    from .index import Stored
+
+    return records if isinstance(records, Stored) else None
