@@ -1,18 +1,26 @@
 """Which rows are kept out of training: by row, by wording (rows with the same group stay together) or by task.
 
 What is kept out depends on the seed and on what the rows say, not on their order: units (rows, wordings, tasks) are
-put in the order of sha256(seed, unit) and the first ones are taken, so appending rows moves few others.
+put in the order of a hash of seed and unit and the first ones are taken, so appending rows moves few others. All is
+done on arrays of numbers, so that five million rows on disk are parted in a second or two.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import InputError, did_you_mean
+from .facts import column, wording_key
+from .facts import tasks as tasks_of
 from .records import Record
+
+Places = NDArray[np.int64]
+_COLUMN = {"row": "key", "wording": "wording"}
 
 BY = ("row", "wording", "task")
 FEWEST_ROWS = 8  # with fewer nothing is held out
@@ -20,14 +28,15 @@ FEWEST_TASKS = 4  # with fewer tasks none is held out unless asked for
 FEWEST_WORDINGS = 10
 UNSEEN = "unseen_tasks"
 SEEN = "seen"
+MANY = 1 << 20  # places that are better kept as an array
 
 
 @dataclass(frozen=True)
 class Split:
     """Positions of the rows to train on and of those held out, in file order; names of the tasks held out."""
 
-    train: list[int]
-    held_out: list[int]
+    train: Sequence[int]
+    held_out: Sequence[int]
     held_out_tasks: list[str] = field(default_factory=list)
 
 
@@ -35,15 +44,39 @@ class Split:
 class HeldOut:
     """What tuning learns from and what it watches: sets "unseen_tasks" and "seen", each only if it has rows."""
 
-    train: list[int]
-    sets: dict[str, list[int]]
+    train: Sequence[int]
+    sets: dict[str, Sequence[int]]
     explanation: str
     held_out_tasks: list[str] = field(default_factory=list)
 
 
-def wording_key(record: Record) -> str:
-    """Rows with equal keys are one wording: the row's group, else its instruction, case and spacing aside."""
-    return record.group or " ".join(record.instruction.split()).casefold()
+class _Units:
+    """What rows are parted by, as numbers: `wording`, `row` and `task` are [N]; equal numbers are one unit."""
+
+    def __init__(self, records: Sequence[Record], seed: int) -> None:
+        self.records, self.seed = records, seed
+        self.task, self.names = tasks_of(records)
+        self.found: dict[str, tuple[NDArray[np.int32], NDArray[np.uint64]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def of(self, unit: str) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        """Number of each row's unit, [N], and the units, [U]."""
+        if unit not in self.found:
+            # Rows by their text: equal rows are one unit, or the copy of a training row would be held out.
+            names, numbers = np.unique(column(self.records, _COLUMN[unit]), return_inverse=True)
+            self.found[unit] = numbers.astype(np.int32), names
+        return self.found[unit]
+
+    def sizes(self, unit: str, places: Places) -> Places:
+        """How many of these rows each unit has, [U]."""
+        numbers, names = self.of(unit)
+        return np.bincount(numbers[places], minlength=len(names))
+
+    def wordings(self, places: Places) -> int:
+        """How many different ones these rows have."""
+        return int(np.count_nonzero(self.sizes("wording", places)))
 
 
 def split(records: Sequence[Record], *, share: float, by: str, seed: int, tasks: int | None = None) -> Split:
@@ -52,19 +85,20 @@ def split(records: Sequence[Record], *, share: float, by: str, seed: int, tasks:
     Equal rows are never split apart, and rows without a task are never held out by task. At least one unit is held out
     where share > 0, and at most half of the rows. Raises `InputError` where there is nothing to part.
     """
-    everything = range(len(records))
     if by not in BY:
         raise InputError(f"by: unknown '{by}', {did_you_mean(by, BY)}")
     _check_share(share)
+    units = _Units(records, seed)
+    everything = np.arange(len(records))
+    names: list[str] = []
     if by == "task":
-        names = _pick_tasks(records, tasks, seed)
-        held = [index for index in everything if records[index].task in names]
+        names = _pick_tasks(units, tasks)
+        held = _of_tasks(units, names)
     else:
-        held = _pick(records, everything, _unit(by), share, seed)
-        names = []
-        if share and not held:
+        held = _pick(units, everything, by, share)
+        if share and not len(held):
             raise InputError(f"split: all rows are one {by} (got {len(records)} rows, want at least two {by}s)")
-    return Split(_rest(everything, held), held, names)
+    return Split(_plain(_rest(everything, held)), _plain(held), names)
 
 
 def plan_held_out(
@@ -79,100 +113,100 @@ def plan_held_out(
     if held_out not in ("auto", "none", *BY):
         raise InputError(f"held_out: unknown '{held_out}', {did_you_mean(held_out, ('auto', 'none', *BY))}")
     _check_share(share)
-    everything = list(range(len(records)))
-    known = {record.task for record in records if record.task}
-    by_task = held_out == "task" or (held_out == "auto" and len(known) >= FEWEST_TASKS and tasks != 0)
+    units = _Units(records, seed)
+    everything, known = np.arange(len(records)), len(units.names)
+    by_task = held_out == "task" or (held_out == "auto" and known >= FEWEST_TASKS and tasks != 0)
     if held_out == "none":
-        return HeldOut(everything, {}, "Nothing is held out, as asked.")
+        return HeldOut(_plain(everything), {}, "Nothing is held out, as asked.")
     if held_out == "task":
-        _pick_tasks(records, tasks, seed)  # an order that cannot be carried out is an error however few the rows
+        _pick_tasks(units, tasks)  # an order that cannot be carried out is an error however few the rows
     if len(records) < FEWEST_ROWS:
         reason = f"Nothing is held out: too few rows (got {len(records)}, want at least {FEWEST_ROWS})."
-        return HeldOut(everything, {}, reason)
-    names = _pick_tasks(records, tasks, seed) if by_task else []
-    unseen = [index for index in everything if records[index].task in names]
+        return HeldOut(_plain(everything), {}, reason)
+    names = _pick_tasks(units, tasks) if by_task else []
+    unseen = _of_tasks(units, names)
     rest = _rest(everything, unseen)
-    seen, unit = _pick_seen(records, rest, held_out, share, seed, tasks_out=by_task)
-    sets = {name: rows for name, rows in ((UNSEEN, unseen), (SEEN, seen)) if rows}
+    seen, unit = _pick_seen(units, rest, held_out, share, tasks_out=by_task)
+    sets = {name: _plain(rows) for name, rows in ((UNSEEN, unseen), (SEEN, seen)) if len(rows)}
     train = _rest(rest, seen)
     parts = []
-    if unseen:
+    if len(unseen):
         shown = ", ".join(names)
-        parts.append(f"{len(names)} of {len(known)} tasks ({shown}; {_rows(unseen)}) as unseen tasks")
-    if seen:
-        of = " of the other tasks" if unseen else ""
-        wordings = len({wording_key(records[index]) for index in seen})
+        parts.append(f"{len(names)} of {known} tasks ({shown}; {_rows(unseen)}) as unseen tasks")
+    if len(seen):
+        of = " of the other tasks" if len(unseen) else ""
+        wordings = units.wordings(seen)
         # Where each row is its own wording the two are the same, and "rows" is the plain word for it.
         plain = unit == "row" or wordings == len(seen)
         what = _rows(seen) if plain else f"{wordings} wording{'s' * (wordings > 1)} ({_rows(seen)})"
         parts.append(f"{what}{of}")
     if not parts:
         why = "the share is 0" if not share else "all rows are equal"
-        return HeldOut(everything, {}, f"Nothing is held out: {why}.")
-    return HeldOut(train, sets, f"Held out: {' and '.join(parts)}; {_rows(train)} to train on.", names)
+        return HeldOut(_plain(everything), {}, f"Nothing is held out: {why}.")
+    sentence = f"Held out: {' and '.join(parts)}; {_rows(train)} to train on."
+    return HeldOut(_plain(train), sets, sentence, names)
 
 
-def _pick_seen(
-    records: Sequence[Record], rest: list[int], held_out: str, share: float, seed: int, *, tasks_out: bool
-) -> tuple[list[int], str]:
+def _pick_seen(units: _Units, rest: Places, held_out: str, share: float, *, tasks_out: bool) -> tuple[Places, str]:
     """Rows of the set "seen" and the unit they were taken by.
 
     Where each task has one wording only, holding out a wording would hold out its task: unless the user asked for just
     that, each task keeps rows to train on.
     """
     keep_tasks = held_out in ("auto", "task")
-    wordings = {wording_key(records[index]) for index in rest}
-    if held_out == "wording" and len(wordings) < 2:
-        raise InputError(f"held_out: not enough wordings (got {len(wordings)}, want at least 2 instructions or groups)")
-    with_tasks = len({records[index].task for index in rest}) > 1
-    enough = len(wordings) >= (3 if with_tasks else FEWEST_WORDINGS) or held_out == "wording"
+    wordings = units.wordings(rest)
+    if held_out == "wording" and wordings < 2:
+        raise InputError(f"held_out: not enough wordings (got {wordings}, want at least 2 instructions or groups)")
+    with_tasks = len(np.unique(units.task[rest])) > 1
+    enough = wordings >= (3 if with_tasks else FEWEST_WORDINGS) or held_out == "wording"
     if held_out != "row" and enough:
-        seen = _pick(records, rest, wording_key, share, seed, keep_tasks=keep_tasks)
-        if _units(records, seen, wording_key) >= max(1, round(share * len(wordings))) or held_out == "wording":
+        seen = _pick(units, rest, "wording", share, keep_tasks=keep_tasks)
+        if units.wordings(seen) >= max(1, round(share * wordings)) or held_out == "wording":
             return seen, "wording"
-    seen = _pick(records, rest, _row_key, share, seed, keep_tasks=keep_tasks)
-    if not seen and not tasks_out:  # every row is a task of its own, and none of them is watched as unseen
-        seen = _pick(records, rest, _row_key, share, seed)
+    seen = _pick(units, rest, "row", share, keep_tasks=keep_tasks)
+    if not len(seen) and not tasks_out:  # every row is a task of its own, and none of them is watched as unseen
+        seen = _pick(units, rest, "row", share)
     return seen, "row"
 
 
-def _pick(
-    records: Sequence[Record],
-    among: Iterable[int],
-    key: Callable[[Record], str],
-    share: float,
-    seed: int,
-    *,
-    keep_tasks: bool = False,
-) -> list[int]:
+def _pick(units: _Units, among: Places, unit: str, share: float, *, keep_tasks: bool = False) -> Places:
     """Positions of a share of the units, at least one (if share > 0 and there are two), in file order.
 
     A unit that would bring what is held out over half of the rows is passed over, and with `keep_tasks` also one
     whose task would have no rows left.
     """
-    units: dict[str, list[int]] = {}
-    for index in among:
-        units.setdefault(key(records[index]), []).append(index)
-    if not share or len(units) < 2:
-        return []
-    total = sum(map(len, units.values()))
-    left = Counter(records[index].task for rows in units.values() for index in rows)
-    wanted = max(1, round(share * len(units)))
-    held: list[int] = []
-    for unit in sorted(units, key=lambda name: _rank(seed, name)):
-        lost = Counter(records[index].task for index in units[unit])
-        if 2 * (len(held) + len(units[unit])) > total or (keep_tasks and any(left[t] <= lost[t] for t in lost)):
+    numbers, names = units.of(unit)
+    sizes = units.sizes(unit, among)
+    there = np.flatnonzero(sizes)
+    if not share or len(there) < 2:
+        return among[:0]
+    ranked = there[np.argsort(_mixed(names[there], units.seed), kind="stable")]
+    left = np.bincount(units.task[among] + 1, minlength=len(units.names) + 1)
+    wanted, held = max(1, round(share * len(there))), 0
+    taken = np.zeros(len(names), dtype=bool)
+    taken[ranked[:wanted]] = True
+    lost = np.bincount(units.task[among[taken[numbers[among]]]] + 1, minlength=len(left))
+    if 2 * sizes[taken].sum() <= len(among) and not (keep_tasks and ((left <= lost) & (lost > 0)).any()):
+        return among[taken[numbers[among]]]  # no unit has to be passed over
+    # The rows of unit u are among[order[ends[u] - sizes[u] : ends[u]]].
+    order, ends = np.argsort(numbers[among], kind="stable"), np.cumsum(sizes)
+    picked: list[Places] = []
+    for place in ranked.tolist():
+        rows = among[order[ends[place] - sizes[place] : ends[place]]]
+        tasks, lost = np.unique(units.task[rows] + 1, return_counts=True)
+        if 2 * (held + len(rows)) > len(among) or (keep_tasks and (left[tasks] <= lost).any()):
             continue
-        left -= lost
-        held += units[unit]
+        left[tasks] -= lost
+        held += len(rows)
+        picked.append(rows)
         wanted -= 1
         if not wanted:
             break
-    return sorted(held)
+    return np.sort(np.concatenate(picked)) if picked else among[:0]
 
 
-def _pick_tasks(records: Sequence[Record], number: int | None, seed: int) -> list[str]:
-    names = sorted({record.task for record in records if record.task})
+def _pick_tasks(units: _Units, number: int | None) -> list[str]:
+    names = sorted(units.names)
     if len(names) < 2:
         got = f"{len(names)} task{'s' * (len(names) != 1)}"
         raise InputError(f"held_out: not enough tasks to hold one out (got {got}, want at least 2 in a column 'task')")
@@ -181,31 +215,39 @@ def _pick_tasks(records: Sequence[Record], number: int | None, seed: int) -> lis
         raise InputError(
             f"held_out_tasks: out of range (got {wanted}, want 1 to {len(names) - 1}: the rows have {len(names)} tasks)"
         )
-    return sorted(sorted(names, key=lambda name: _rank(seed, name))[:wanted])
+    return sorted(sorted(names, key=lambda name: _rank(units.seed, name))[:wanted])
 
 
-def _rank(seed: int, unit: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{unit}".encode("utf-8", "surrogatepass")).digest()
+def _of_tasks(units: _Units, names: Sequence[str]) -> Places:
+    numbers = [place for place, name in enumerate(units.names) if name in names]
+    return np.flatnonzero(np.isin(units.task, numbers)) if numbers else np.zeros(0, dtype=np.int64)
 
 
-def _row_key(record: Record) -> str:
-    return record.key  # over the text: equal rows are one unit, or the copy of a training row would be held out
+def _mixed(units: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Ranks of units, which are hashes already: another order for each seed (splitmix64's last steps)."""
+    mixed = units ^ np.uint64(_rank(seed, "units"))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
-def _unit(by: str) -> Callable[[Record], str]:
-    return wording_key if by == "wording" else _row_key
+def _rank(seed: int, unit: str) -> int:
+    digest = hashlib.sha256(f"{seed}\0{unit}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
-def _units(records: Sequence[Record], rows: list[int], key: Callable[[Record], str]) -> int:
-    return len({key(records[index]) for index in rows})
+def _rest(rows: Places, without: Places) -> Places:
+    gone = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, dtype=bool)
+    gone[without] = True
+    return rows[~gone[rows]]
 
 
-def _rest(rows: Iterable[int], without: Iterable[int]) -> list[int]:
-    gone = set(without)
-    return [index for index in rows if index not in gone]
+def _plain(places: Places) -> Sequence[int]:
+    """As a list while there are few: five million numbers in a list take 180 MB."""
+    return places.tolist() if len(places) < MANY else places  # type: ignore[return-value]
 
 
-def _rows(rows: list[int]) -> str:
+def _rows(rows: Sequence[int]) -> str:
     return f"{len(rows):,} row{'s' * (len(rows) != 1)}"
 
 
