@@ -51,8 +51,8 @@ def test_over_epochs_every_row_of_a_source_is_met_equally_often(
     mix = Mixture(rows, tuple(dealt), seed)
     met: Counter[int] = Counter()
     for epoch in range(epochs):
-        chosen = mix.epoch(epoch)
-        assert chosen == mix.epoch(epoch) and len(chosen) == sum(sizes)
+        chosen = mix.epoch(epoch).tolist()
+        assert chosen == mix.epoch(epoch).tolist() and len(chosen) == sum(sizes)
         met.update(chosen)
     for own, count in zip(rows, dealt, strict=True):
         times = [met[row] for row in own]
@@ -85,21 +85,21 @@ def test_what_is_said_of_a_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str
     a, b = put(tmp_path, "a.csv", 30), put(tmp_path, "b.csv", 10)
     plain, weighted = TuneSettings(), TuneSettings(mix_temperature=2)
     rows = read_rows([a, b], plain)
-    assert mixture(rows, [row.origin.file for row in rows], plain, 0) is None
+    assert mixture(rows, rows.records, plain, 0) is None
     assert capsys.readouterr().out == f"2 sources, 40 rows an epoch: {a} 30 rows (75.0%), {b} 10 rows (25.0%)\n"
     rows = read_rows([f"{a}:1", f"{b}:1"], plain)
-    mix = mixture(rows, [row.origin.file for row in rows], plain, 0)
+    mix = mixture(rows, rows.records, plain, 0)
     assert mix is not None and mix.counts == (20, 20)
     assert capsys.readouterr().out == (
         f"2 sources, 40 rows an epoch: {a} 20 rows (50.0%, of 30: 0.67 times each), "
         f"{b} 20 rows (50.0%, of 10: 2.00 times each)\n"
     )
     with pytest.raises(InputError, match="^mix_temperature: weights are given already"):
-        mixture(rows, [row.origin.file for row in rows], weighted, 0)
+        mixture(rows, rows.records, weighted, 0)
     with pytest.raises(InputError, match="^mix_temperature: there is nothing to mix"):
         mixture(read_rows(a, plain), [], weighted, 0)
     with pytest.raises(InputError) as error:
-        mixture(rows, [a], plain, 0)
+        mixture(rows, rows.records[:1], plain, 0)
     assert str(error.value) == f"{b}: no rows to train on are left of it, and it has a weight (got 1)"
     with pytest.raises(InputError) as error:
         read_rows([a, str(tmp_path / "*.csv")], plain)

@@ -1,16 +1,19 @@
 """What rows say about each other: repeats, contradictions, copies, answers in another language, overlap with a test.
 
-All in one pass over the rows, so a file of a million rows is looked at in seconds.
+All in one pass over the rows, of which only hashes and a few small numbers are kept: five million rows on disk take
+150 MB. N rows.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .facts import hashed, origin_of
 from .language import script_of, scripts_in
 from .records import Origin, Record, Turn
 
@@ -35,104 +38,143 @@ def normalise(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
+class _Seen:
+    """What one pass over rows leaves: numbers of each row, [N], and the few places of what stands out."""
+
+    def __init__(self, rows: Sequence[Record]) -> None:
+        size = len(rows)
+        self.prompt, self.answer = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
+        self.like, self.script = np.zeros(size, np.int32), np.zeros(size, np.int16)
+        self.likes: dict[tuple[str | None, str | None], int] = {}  # (task, script of the prompt) -> number
+        self.scripts: dict[str | None, int] = {None: 0}
+        self.copied, self.long, self.wordless = Places(), Places(), Places()
+        for place, row in enumerate(rows):
+            self._look(place, row)
+
+    def _look(self, place: int, row: Record) -> None:
+        answer = normalise(row.answer)
+        prompt = row.last_user
+        self.prompt[place], self.answer[place] = _digest(row.prompt.turns), hashed(answer)
+        like = row.task, script_of(prompt.content)
+        self.like[place] = self.likes.setdefault(like, len(self.likes))
+        self.script[place] = self.scripts.setdefault(script_of(row.answer), len(self.scripts))
+        # An answer that repeats the input (the instruction where there is none), whole or nine tenths of it.
+        source = normalise(prompt.input or prompt.text)
+        if answer and len(answer) >= 0.9 * len(source) and answer in source:
+            self.copied.add(row.origin)
+        if any(len(turn.text) > LONG or len(turn.input) > LONG for turn in row.turns):
+            self.long.add(row.origin)
+        if row.answer and not any(map(str.isalnum, row.answer[:1000])):
+            self.wordless.add(row.origin)
+
+
+@dataclass
+class Places:
+    """How many rows, and where the first ones are."""
+
+    count: int = 0
+    first: list[Origin] = field(default_factory=list)
+
+    def add(self, origin: Origin) -> None:
+        """One row more."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(origin)
+
+    @classmethod
+    def of(cls, rows: Sequence[Record], places: NDArray[Any]) -> Places:
+        """Of rows by their places."""
+        return cls(len(places), [origin_of(rows, int(place)) for place in places[:SHOWN]])
+
+
 def examine(rows: Sequence[Record], test: Sequence[Record] = ()) -> list[Finding]:
     """Findings over training rows, and over the prompts that test rows share with them; [] where all is well."""
-    first_with: dict[bytes, Record] = {}  # prompt -> its first row
-    answers: dict[bytes, dict[bytes, None]] = {}  # prompt -> its different answers
-    by_prompt: dict[bytes, list[Origin]] = {}
-    repeats: list[Origin] = []
-    for row in rows:
-        prompt, answer = _digest(row.prompt.turns), _hash(normalise(row.answer))
-        first_with.setdefault(prompt, row)
-        known = answers.setdefault(prompt, {})
-        if answer in known:
-            repeats.append(row.origin)
-        else:
-            known[answer] = None
-            by_prompt.setdefault(prompt, []).append(row.origin)
-    torn = [place for places in by_prompt.values() if len(places) > 1 for place in places]
-    prompts = sum(len(places) > 1 for places in by_prompt.values())
+    seen = _Seen(rows)
+    repeated, torn, prompts = _alike(seen)
     of_prompts = f"{prompts} prompt{'s' * (prompts != 1)} with different answers"
     found = [
-        _finding("duplicates", "{rows} repeated (same prompt and answer as an earlier row)", repeats),
-        _finding("conflicts", f"{of_prompts}: {{rows}}", torn),
-        _finding("copied", "{rows} whose answer is a copy of the prompt's text", _copied(rows)),
-        _finding("language", "{rows} answered in another script than rows like them", _strangers(rows)),
-        _overlap(first_with, test),
-        _finding("long", f"{{rows}} with more than {LONG:,} characters in one turn", _long(rows), "note"),
-        _finding("wordless", "{rows} whose answer has no letter and no digit", _wordless(rows), "note"),
+        _finding("duplicates", "{rows} repeated (same prompt and answer as an earlier row)", Places.of(rows, repeated)),
+        _finding("conflicts", f"{of_prompts}: {{rows}}", Places.of(rows, torn)),
+        _finding("copied", "{rows} whose answer is a copy of the prompt's text", seen.copied),
+        _finding("language", "{rows} answered in another script than rows like them", _strangers(seen, rows)),
+        _overlap(seen, rows, test),
+        _finding("long", f"{{rows}} with more than {LONG:,} characters in one turn", seen.long, "note"),
+        _finding("wordless", "{rows} whose answer has no letter and no digit", seen.wordless, "note"),
     ]
     return [finding for finding in found if finding is not None]
 
 
+def _alike(seen: _Seen) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """Rows that repeat an earlier one; the first rows with each of the different answers of a prompt, prompt by prompt
+    in the order of their first rows; and how many such prompts there are."""
+    order = np.lexsort((seen.answer, seen.prompt))  # stable: equal rows stay in their order
+    prompt, answer = seen.prompt[order], seen.answer[order]
+    new_prompt = np.ones(len(order), dtype=bool)
+    new_prompt[1:] = prompt[1:] != prompt[:-1]
+    new_pair = new_prompt.copy()
+    new_pair[1:] |= answer[1:] != answer[:-1]
+    repeated = np.sort(order[~new_pair])
+    firsts, group = order[new_pair], np.cumsum(new_prompt)[new_pair] - 1
+    sizes = np.bincount(group, minlength=1)
+    several = sizes[group] > 1
+    firsts, group = firsts[several], group[several]
+    earliest = np.full(len(sizes), len(seen.prompt))
+    np.minimum.at(earliest, group, firsts)
+    return repeated, firsts[np.lexsort((firsts, earliest[group]))], int(np.count_nonzero(sizes > 1))
+
+
 def _finding(
-    kind: str, message: str, places: Sequence[Origin], severity: Literal["warning", "note"] = "warning"
+    kind: str, message: str, places: Places, severity: Literal["warning", "note"] = "warning"
 ) -> Finding | None:
-    if not places:
+    if not places.count:
         return None
-    more = ", …" if len(places) > SHOWN else ""
-    where = ", ".join(map(str, places[:SHOWN]))
-    text = message.format(rows=f"{len(places):,} row{'s' * (len(places) != 1)}")
-    return Finding(kind, f"{text}: {where}{more}", len(places), tuple(places[:SHOWN]), severity)
+    more = ", …" if places.count > SHOWN else ""
+    where = ", ".join(map(str, places.first))
+    text = message.format(rows=f"{places.count:,} row{'s' * (places.count != 1)}")
+    return Finding(kind, f"{text}: {where}{more}", places.count, tuple(places.first), severity)
 
 
-def _overlap(training: dict[bytes, Record], test: Sequence[Record]) -> Finding | None:
-    pairs = [(row.origin, training[key].origin) for row in test if (key := _digest(row.prompt.turns)) in training]
-    if not pairs:
+def _overlap(seen: _Seen, rows: Sequence[Record], test: Sequence[Record]) -> Finding | None:
+    if not test:
         return None
-    where = ", ".join(f"{ours} = {theirs}" for ours, theirs in pairs[:SHOWN]) + (", …" if len(pairs) > SHOWN else "")
-    message = f"{len(pairs):,} of {len(test):,} test prompts are in the training rows too: {where}"
-    return Finding("overlap", message, len(pairs), tuple(place for pair in pairs[:SHOWN] for place in pair))
+    asked = np.array([_digest(row.prompt.turns) for row in test], dtype=np.uint64)
+    known, first = np.unique(seen.prompt, return_index=True)
+    near = np.minimum(np.searchsorted(known, asked), max(0, len(known) - 1))
+    shared = np.flatnonzero(known[near] == asked) if len(known) else near[:0]
+    if not len(shared):
+        return None
+    pairs = [(test[at].origin, origin_of(rows, int(first[near[at]]))) for at in shared[:SHOWN].tolist()]
+    where = ", ".join(f"{ours} = {theirs}" for ours, theirs in pairs) + (", …" if len(shared) > SHOWN else "")
+    message = f"{len(shared):,} of {len(test):,} test prompts are in the training rows too: {where}"
+    return Finding("overlap", message, len(shared), tuple(place for pair in pairs for place in pair))
 
 
-def _copied(rows: Iterable[Record]) -> list[Origin]:
-    """Answers that repeat the input (the instruction where there is none), whole or nine tenths of it."""
-    places = []
-    for row in rows:
-        source, answer = normalise(row.input or row.instruction), normalise(row.answer)
-        if answer and len(answer) >= 0.9 * len(source) and answer in source:
-            places.append(row.origin)
-    return places
-
-
-def _strangers(rows: Sequence[Record]) -> list[Origin]:
+def _strangers(seen: _Seen, rows: Sequence[Record]) -> Places:
     """Answers in a script that few answers of like rows have and that their prompt is not in either.
 
     Rows are alike that share task and script of the prompt: a task that translates into Chinese is no slip. Nor is an
     answer that is a name out of the prompt, or a sentence full of foreign names: it has words of the usual script.
     """
-    likes = [(row.task, script_of(row.last_user.content)) for row in rows]
-    scripts = [script_of(row.answer) for row in rows]
-    same = Counter(zip(likes, scripts, strict=True))
-    sizes: Counter[tuple[str | None, str | None]] = Counter()
-    usual: dict[tuple[str | None, str | None], str] = {}
-    for (like, script), number in reversed(same.most_common()):
-        if script:
-            sizes[like] += number
-            usual[like] = script  # the most common one comes last
-    return [
-        row.origin
-        for row, like, script in zip(rows, likes, scripts, strict=True)
-        if script not in (None, like[1])
-        and same[like, script] < MINORITY * sizes[like]
-        and scripts_in(row.last_user.content).get(script, 0) < MINORITY
-        and scripts_in(row.answer).get(usual[like], 0) < MINORITY
-        and normalise(row.answer) not in normalise(row.last_user.content)
-    ]
+    likes, scripts = list(seen.likes), list(seen.scripts)
+    same = np.zeros((len(likes), len(scripts)), dtype=np.int64)
+    np.add.at(same, (seen.like, seen.script), 1)
+    same[:, 0] = 0  # answers of no script are neither usual nor strange
+    usual = [scripts[number] for number in same.argmax(axis=1)]
+    rare = same[seen.like, seen.script] < MINORITY * same.sum(axis=1)[seen.like]
+    at_home = np.array([seen.scripts.get(script, -1) for _, script in likes])[seen.like]
+    found = Places()
+    for place in np.flatnonzero(rare & (seen.script > 0) & (seen.script != at_home)).tolist():
+        row = rows[place]
+        content, script = row.last_user.content, scripts[seen.script[place]]
+        if (
+            scripts_in(content).get(str(script), 0) < MINORITY
+            and scripts_in(row.answer).get(str(usual[seen.like[place]]), 0) < MINORITY
+            and normalise(row.answer) not in normalise(content)
+        ):
+            found.add(row.origin)
+    return found
 
 
-def _long(rows: Iterable[Record]) -> list[Origin]:
-    return [row.origin for row in rows if any(len(turn.text) > LONG or len(turn.input) > LONG for turn in row.turns)]
-
-
-def _wordless(rows: Iterable[Record]) -> list[Origin]:
-    return [row.origin for row in rows if row.answer and not any(map(str.isalnum, row.answer[:1000]))]
-
-
-def _digest(turns: Iterable[Turn]) -> bytes:
+def _digest(turns: Iterable[Turn]) -> int:
     # A system message belongs to the prompt: the same question under another one may have another answer.
-    return _hash("\0".join(f"{turn.role}\0{normalise(turn.text)}\0{normalise(turn.input)}" for turn in turns))
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashed("\0".join(f"{turn.role}\0{normalise(turn.text)}\0{normalise(turn.input)}" for turn in turns))

@@ -7,13 +7,13 @@ N rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Record, Turn
+from .records import Origin, Record, Turn
 
 if TYPE_CHECKING:
     from .index import Stored
@@ -83,11 +83,48 @@ def tasks(records: Sequence[Record]) -> tuple[NDArray[Any], list[str]]:
     return np.fromiter(found, np.int32, len(records)), list(names)
 
 
-def take(records: Sequence[Record], places: Iterable[int]) -> Sequence[Record]:
+def take(records: Sequence[Record], places: Sequence[int]) -> Sequence[Record]:
     """Some of the records, in this order; those on disk stay there."""
     if stored := on_disk(records):
-        return stored.take(np.fromiter(places, np.int64))
+        return stored.take(np.asarray(places))
     return [records[place] for place in places]
+
+
+def origin_of(records: Sequence[Record], place: int) -> Origin:
+    """Where a record stands."""
+    stored = on_disk(records)
+    return stored.origin(place) if stored else records[place].origin
+
+
+def files_of(records: Sequence[Record]) -> tuple[NDArray[Any], list[str]]:
+    """Number of each record's file, and the names."""
+    if stored := on_disk(records):
+        return stored.files(), [index.name for index in stored.indexes]
+    names: dict[str, int] = {}
+    found = (names.setdefault(record.origin.file, len(names)) for record in records)
+    return np.fromiter(found, np.int64, len(records)), list(names)
+
+
+class answers_of(Sequence[str]):  # noqa: N801  reads like the functions beside it
+    """The answers of records, each read when its turn comes."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.records[place].answer
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.answer for record in self.records)
+
+
+def different_answers(records: Sequence[Record]) -> Sequence[str]:
+    """Their answers without those that were there before."""
+    _, first = np.unique(column(records, "answer"), return_index=True)
+    return answers_of(take(records, np.sort(first)))
 
 
 def on_disk(records: Sequence[Record]) -> Stored | None:

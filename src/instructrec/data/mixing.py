@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 
@@ -46,22 +47,22 @@ def counts(parts: Sequence[float], total: int) -> list[int]:
 class Mixture:
     """Rows of each source by their numbers, and how many of them an epoch has."""
 
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[Sequence[int] | NDArray[np.int64], ...]
     counts: tuple[int, ...]
     seed: int
 
-    def epoch(self, number: int) -> list[int]:
+    def epoch(self, number: int) -> NDArray[np.int64]:
         """The rows of an epoch (from 0), sorted: of each source the next ones of an endless series of shuffled passes.
 
         So rows of a source are met equally often, give or take one, over however many epochs; a pure function.
         """
-        chosen: list[int] = []
+        chosen: list[NDArray[np.int64]] = []
         for source, (rows, count) in enumerate(zip(self.rows, self.counts, strict=True)):
             place, end = number * count, (number + 1) * count
             while place < end:
                 turn, start = divmod(place, len(rows))
                 order = np.random.default_rng([self.seed, source, turn]).permutation(len(rows))
-                part = order[start : start + end - place].tolist()
-                chosen += [rows[row] for row in part]
+                part = order[start : start + end - place]
+                chosen.append(np.asarray(rows)[part])
                 place += len(part)
-        return sorted(chosen)
+        return np.sort(np.concatenate(chosen))

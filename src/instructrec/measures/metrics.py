@@ -115,8 +115,10 @@ def score(
     return RowScores({name: found for name, found in statistics.items() if found is not None}, outside)
 
 
-def label_set(answers: Sequence[str]) -> tuple[str, ...] | None:
+def label_set(answers: Sequence[str], of: int | None = None) -> tuple[str, ...] | None:
     """The closed set of labels that training or test answers are drawn from, sorted, or None if they are not.
+
+    of: how many answers there are, where `answers` holds each different one once.
 
     Closed means: 2 to 100 different answers (after `normalise`), each found 3 times on average, each one line of at
     most 60 characters (longer texts that repeat are set phrases, not labels).
@@ -126,7 +128,7 @@ def label_set(answers: Sequence[str]) -> tuple[str, ...] | None:
         spelled.setdefault(normalise(answer), answer.strip())
         if len(spelled) > LABELS:
             return None
-    if len(spelled) < 2 or len(answers) < LABEL_ROWS * len(spelled):
+    if len(spelled) < 2 or (len(answers) if of is None else of) < LABEL_ROWS * len(spelled):
         return None
     if any(len(label) > LABEL_LENGTH or "\n" in label or not label for label in spelled.values()):
         return None

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from ..data.facts import on_disk
+from ..data.index import Stored
 from ..data.records import Record
+from ..data.splits import MANY
 from ..errors import DataError, InputError
+from .shelf import DROPPED, FAULTY, TRIMMED, UNKNOWN, Fate, Shelf, shelve
 from .template import Rendered, Renderer, shorten_input
 
 _WORD = 16  # characters: longer tokens are rare
@@ -20,8 +27,8 @@ ON_LONG = ("stop", "drop", "trim-input")
 class Fitted:
     """Rendered rows with the account of what was done to them: len(records) = len(kept) + len(dropped)."""
 
-    rendered: list[Rendered]
-    kept: list[int]  # index into the records that were given, one for each of `rendered`
+    rendered: Sequence[Rendered]
+    kept: Sequence[int]  # index into the records that were given, one for each of `rendered`
     dropped: list[int]
     trimmed: list[int]
     skipped_turns: int
@@ -63,41 +70,102 @@ def fit(
     if on_long not in ON_LONG:
         raise InputError(f"on_long: unknown policy (got '{on_long}', want {', '.join(ON_LONG)})")
 
-    def over(row: Rendered) -> bool:
-        return size(row.prompt_end, len(row.ids) - row.prompt_end) > max_length
-
+    limits = _Limits(renderer, max_length, on_long, size)
+    if stored := on_disk(records):
+        return _fitted_on_disk(stored, limits, track)
     rendered: list[Rendered] = []
-    kept, dropped, trimmed, lengths, problems = [], [], [], [], []
+    kept, dropped, trimmed, lengths, problems, lost = [], [], [], [], [], []
     for index, record in enumerate(track(records)):
-        try:
-            row = renderer.render(record)
-        except InputError as error:
-            problems.append(record.origin.problem("prompt", str(error)))
-            continue
-        lengths.append(len(row.ids))
-        if over(row) and on_long == "trim-input":
-            shorter = _trim(record, renderer, over)
-            if shorter is not None:
-                trimmed.append(index)
-                row = shorter
-        if over(row):
-            if on_long == "drop":
-                dropped.append(index)
-                continue
-            reason = _too_long(row, max_length, on_long, bool(record.input))
-            problems.append(record.origin.problem("length", reason))
-        elif record.answer and not row.targets:
-            problems.append(record.origin.problem("answer", "no token of this row is supervised"))
+        fate = limits.fate(record)
+        lengths += [fate.size] if fate.size else []
+        if fate.problem:
+            problems.append(fate.problem)
+        elif fate.row is None:
+            dropped.append(index)
         else:
             kept.append(index)
-            rendered.append(row)
+            rendered.append(fate.row)
+            lost += [index] if fate.state & UNKNOWN else []
+        trimmed += [index] if fate.state & TRIMMED else []
     if problems:
         raise DataError(problems)
-    unknown = _unknown(renderer.tokenizer)
-    lost = tuple(index for index, row in zip(kept, rendered, strict=True) if unknown in row.ids[row.prompt_end :])
     skipped = sum(row.skipped_turns for row in rendered)
     longest = max(lengths, default=0)
-    return Fitted(rendered, kept, dropped, trimmed, skipped, longest, _quantiles(lengths), lost)
+    return Fitted(rendered, kept, dropped, trimmed, skipped, longest, _quantiles(lengths), tuple(lost))
+
+
+class _Limits:
+    """What happens to each record under a length limit."""
+
+    def __init__(
+        self, renderer: Renderer, max_length: int, on_long: str, size: Callable[[int, int], int]
+    ) -> None:
+        self.renderer, self.max_length, self.on_long, self.size = renderer, max_length, on_long, size
+        self.unknown = _unknown(renderer.tokenizer)
+
+    def to_json(self) -> dict[str, Any]:
+        """All that decides what rows look like. The tokenizer counts by its own file."""
+        backend = self.renderer.tokenizer.backend_tokenizer.to_str()
+        body = {key: value for key, value in self.renderer.to_json().items() if key not in ("sha256", "reading")}
+        sides = [self.size(3, 5), self.size(5, 3)]  # how a kind of backbone counts
+        tokenizer = hashlib.sha256(backend.encode("utf-8", "surrogatepass")).hexdigest()
+        limits = {"max_length": self.max_length, "on_long": self.on_long, "sides": sides}
+        return body | limits | {"tokenizer": tokenizer, "variant": self.renderer.variant}
+
+    def over(self, row: Rendered) -> bool:
+        """Whether a row has more tokens than it may."""
+        return self.size(row.prompt_end, len(row.ids) - row.prompt_end) > self.max_length
+
+    def fate(self, record: Record) -> Fate:
+        """The record's row, or why it has none."""
+        try:
+            row = self.renderer.render(record)
+        except InputError as error:
+            return Fate(problem=record.origin.problem("prompt", str(error)))
+        found = Fate(row, size=len(row.ids))
+        if self.over(row) and self.on_long == "trim-input":
+            shorter = _trim(record, self.renderer, self.over)
+            if shorter is not None:
+                found.row, found.state = shorter, TRIMMED
+        if self.over(found.row):
+            if self.on_long != "drop":
+                reason = _too_long(row, self.max_length, self.on_long, bool(record.input))
+                found.problem = record.origin.problem("length", reason)
+            found.row, found.state = None, found.state | DROPPED
+        elif record.answer and not found.row.targets:
+            found.problem = record.origin.problem("answer", "no token of this row is supervised")
+        elif self.unknown in found.row.ids[found.row.prompt_end :]:
+            found.state |= UNKNOWN
+        return found
+
+
+def _fitted_on_disk(
+    records: Stored, limits: _Limits, track: Callable[[Sequence[Record]], Iterable[Record]]
+) -> Fitted:
+    """The same for rows that stay on disk; all rows of their files are rendered the first time."""
+    whole = Stored(records.indexes)
+    ticks = iter(track(range(len(whole))))  # type: ignore[arg-type]
+    shelved = shelve(
+        whole, limits.to_json(), len(limits.renderer.tokenizer), limits.fate, lambda count: deque(islice(ticks, count), 0)
+    )
+    numbers = np.arange(len(whole)) if records.numbers is None else records.numbers
+    shelf = Shelf(shelved.home, records, numbers, shelved.kind)
+    states = shelf.column("state")
+    if (states & FAULTY).any():
+        raise DataError([shelved.problems[int(numbers[place])] for place in np.flatnonzero(states & FAULTY).tolist()])
+    kept = np.flatnonzero(states & DROPPED == 0)
+    rows = shelf if len(kept) == len(shelf) else shelf.take(kept)
+    lengths = shelf.column("full")
+    return Fitted(
+        rows,
+        kept if len(kept) > MANY else kept.tolist(),
+        np.flatnonzero(states & DROPPED).tolist(),
+        np.flatnonzero(states & TRIMMED).tolist(),
+        int(rows.column("skipped").sum()),
+        int(lengths.max(initial=0)),
+        _quantiles(lengths),
+        tuple(np.flatnonzero(states & UNKNOWN).tolist()),
+    )
 
 
 def _unknown(tokenizer: Any) -> int:
@@ -133,8 +201,8 @@ def _trim(record: Record, renderer: Renderer, over: Callable[[Rendered], bool]) 
     return best
 
 
-def _quantiles(lengths: list[int]) -> dict[str, int]:
-    if not lengths:
+def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
+    if not len(lengths):
         return {}
     names = {"median": 0.5, "95%": 0.95, "longest": 1.0}
     return {name: int(np.quantile(lengths, share, method="higher")) for name, share in names.items()}

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import console
 from ..config import Source, TuneSettings
 from ..data.consistency import examine
+from ..data.facts import column, tasks
 from ..data.records import Record, Rows
 from ..errors import InputError
 from .rows import announce, mixture, read_rows
@@ -32,13 +35,12 @@ def check(files: Sequence[str | Source], test_files: Sequence[str], settings: Tu
         watched = read_rows(settings.validation, settings, Path("rejected-validation.jsonl")).records
         console.say(f"{len(watched):,} validation rows read")
     _findings(rows.records, (*test, *(watched or ())))
-    tasks = {record.task for record in rows if record.task}
-    wordings = len({record.instruction for record in rows})
-    console.say(f"{len(tasks) or 'no'} tasks, {wordings:,} different instructions")
+    wordings = len(np.unique(column(rows.records, "wording")))
+    console.say(f"{len(tasks(rows.records)[1]) or 'no'} tasks, {wordings:,} different wordings")
     try:
         parts = part_rows(rows.records, watched, settings)
         console.say(parts.explanation)
-        mixture(rows, [record.origin.file for record in parts.train], settings, settings.seed)
+        mixture(rows, parts.train, settings, settings.seed)
     except InputError as error:
         console.warn(str(error))
     _lengths(rows.records, settings, show)

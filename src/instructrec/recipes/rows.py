@@ -10,11 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import console
 from ..config import DataSettings, EvaluateSettings, PromptingSettings, Source, TuneSettings
+from ..data.facts import files_of
+from ..data.index import large
 from ..data.mixing import Mixture, counts, shares
+from ..data.places import files_of as found_files
+from ..data.places import size_of
 from ..data.readers import read
-from ..data.records import Part, Rows, merge
+from ..data.records import Part, Record, Rows, merge
 from ..data.streams import PACKED
 from ..errors import InputError
 from ..models import embedded
@@ -36,6 +42,7 @@ def read_rows(
         return data
     sources = sources_of(data)
     parts, found = [], []
+    stay = _size(sources, settings.offline) >= large()
     for number, source in enumerate(sources):
         target = rejected.with_stem(f"{rejected.stem}-{number + 1}") if rejected and len(sources) > 1 else rejected
         how = source.model_dump(exclude={"path", "weight"}, exclude_none=True) if isinstance(source, Source) else {}
@@ -48,6 +55,7 @@ def read_rows(
             on_bad_row=settings.on_bad_row,
             rejected=target,
             offline=settings.offline,
+            on_disk=stay,
         )
         for note in part.notes:
             console.note(note)
@@ -64,6 +72,12 @@ def read_rows(
                 raise InputError(f"{file}: named twice (by {met[file]} and {one.name}, want each file in one source)")
             met[file] = one.name
     return replace(rows, sources=tuple(found))
+
+
+def _size(sources: Sequence[Any], offline: bool) -> int:
+    """Bytes of all files together."""
+    paths = [source.path for source in sources if isinstance(source, Source)]
+    return sum(size_of(found_files(path, offline)) for path in paths)
 
 
 def sources_of(data: Data) -> list[Any]:
@@ -106,8 +120,8 @@ def name_of(data: Data) -> str:
     return stem.encode("utf-8", "backslashreplace").decode() or "rows"
 
 
-def mixture(rows: Rows, files: Sequence[str], settings: DataSettings, seed: int) -> Mixture | None:
-    """How rows from these `files` are mixed, None where every row comes once in an epoch; says which it is.
+def mixture(rows: Rows, records: Sequence[Record], settings: DataSettings, seed: int) -> Mixture | None:
+    """How these records of `rows` are mixed, None where every one comes once in an epoch; says which it is.
 
     Raises InputError where a source has no rows left, or weights and temperature are both given.
     """
@@ -116,24 +130,24 @@ def mixture(rows: Rows, files: Sequence[str], settings: DataSettings, seed: int)
             raise InputError("mix_temperature: there is nothing to mix (want two sources or more)")
         return None
     owner = {file: place for place, part in enumerate(rows.sources) for file in part.files}
-    numbers: list[list[int]] = [[] for _ in rows.sources]
-    for number, file in enumerate(files):
-        numbers[owner[file]].append(number)
+    files, names = files_of(records)
+    source = np.array([owner[name] for name in names], dtype=np.int64)[files] if len(files) else files
+    numbers = [np.flatnonzero(source == place) for place in range(len(rows.sources))]
     for part, own in zip(rows.sources, numbers, strict=True):
-        if not own and part.weight is not None:
+        if not len(own) and part.weight is not None:
             raise InputError(
                 f"{part.name}: no rows to train on are left of it, and it has a weight (got {part.weight:g})"
             )
     weights = [part.weight for part in rows.sources]
     parts = shares(list(map(len, numbers)), weights, settings.mix_temperature)
     plain = settings.mix_temperature == 1 and not any(weights)
-    dealt = list(map(len, numbers)) if plain else counts(parts, len(files))
+    dealt = list(map(len, numbers)) if plain else counts(parts, len(records))
     told = ", ".join(
         f"{part.name} {count:,} rows ({share:.1%}{_often(count, len(own))})"
         for part, own, count, share in zip(rows.sources, numbers, dealt, parts, strict=True)
     )
     console.say(f"{len(rows.sources)} sources, {sum(dealt):,} rows an epoch: {told}")
-    return None if plain else Mixture(tuple(map(tuple, numbers)), tuple(dealt), seed)
+    return None if plain else Mixture(tuple(numbers), tuple(dealt), seed)
 
 
 def used(rows: Rows, rendered: Sequence[Rendered], steps: Sequence[Sequence[Sequence[int]]]) -> dict[str, int]:

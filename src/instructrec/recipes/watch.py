@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 
 from .. import console
 from ..config import TuneSettings
+from ..data.facts import different_answers, files_of, take
 from ..data.records import Record
 from ..data.splits import SEEN, UNSEEN, plan_held_out
 from ..errors import InputError, did_you_mean
@@ -33,8 +33,8 @@ from .reading import check_positions
 class Parts:
     """Records to train on and to watch, with a sentence that says how they were parted."""
 
-    train: list[Record]
-    sets: dict[str, list[Record]]
+    train: Sequence[Record]
+    sets: dict[str, Sequence[Record]]
     explanation: str
     held_out_tasks: list[str]
 
@@ -48,7 +48,7 @@ def part_rows(records: Sequence[Record], validation: Sequence[Record] | None, se
     if validation is not None:
         given = f"rows of {settings.validation}" if settings.validation else "rows given to watch"
         sentence = f"Held out: the {len(validation):,} {given}; {len(records):,} rows to train on."
-        return Parts(list(records), {"validation": list(validation)}, sentence, [])
+        return Parts(records, {"validation": validation}, sentence, [])
     plan = plan_held_out(
         records,
         held_out=settings.held_out,
@@ -56,8 +56,8 @@ def part_rows(records: Sequence[Record], validation: Sequence[Record] | None, se
         tasks=settings.held_out_tasks,
         seed=settings.seed,
     )
-    sets = {name: [records[row] for row in rows] for name, rows in plan.sets.items()}
-    return Parts([records[row] for row in plan.train], sets, plan.explanation, list(plan.held_out_tasks))
+    sets = {name: take(records, rows) for name, rows in plan.sets.items()}
+    return Parts(take(records, plan.train), sets, plan.explanation, list(plan.held_out_tasks))
 
 
 def fewer(parts: Parts, settings: TuneSettings) -> Parts:
@@ -68,24 +68,23 @@ def fewer(parts: Parts, settings: TuneSettings) -> Parts:
     most, share = settings.max_rows, settings.train_share
     if most is None and share == 1:
         return parts
-    taken: Counter[str] = Counter()
-    kept: list[int] = []
-    for place in np.random.default_rng(settings.seed).permutation(len(parts.train)).tolist():
-        file = parts.train[place].origin.file
-        taken[file] += 1
-        kept += [place] if most is None or taken[file] <= most else []
+    kept = np.random.default_rng(settings.seed).permutation(len(parts.train))
+    if most is not None:  # the first ones of each file
+        owners = files_of(parts.train)[0][kept]
+        first = [np.flatnonzero(owners == owner)[:most] for owner in np.unique(owners)]
+        kept = kept[np.sort(np.concatenate(first))]
     kept = kept[: max(1, round(share * len(kept)))]
     if len(kept) == len(parts.train):
         return parts
     names = " and ".join(name for name, used in (("max_rows", most), ("train_share", share < 1)) if used)
     sentence = f"{parts.explanation} Of these, {len(kept):,} drawn by seed ({names})."
-    return replace(parts, train=[parts.train[place] for place in sorted(kept)], explanation=sentence)
+    return replace(parts, train=take(parts.train, np.sort(kept)), explanation=sentence)
 
 
 def drawn(records: Sequence[Record], most: int, seed: int) -> list[Record]:
     """At most so many of them, drawn by seed, in their order."""
     order = np.random.default_rng(seed).permutation(len(records))[:most]
-    return [records[place] for place in sorted(order)]
+    return list(take(records, np.sort(order)))
 
 
 def check_watch(watch: str) -> None:
@@ -148,7 +147,7 @@ class Watcher:
             self.sizes[name] = len(records) - len(fitted.dropped)
             self.rendered[name] = fitted.rendered
             self.records[name] = [chosen[place] for place in fitted.kept]
-        self.labels = label_set([record.answer for record in parts.train])
+        self.labels = label_set(different_answers(parts.train), of=len(parts.train))
 
     def look(self, step: int) -> Mapping[str, Mapping[str, float]]:
         """Held-out set -> metric -> value."""
