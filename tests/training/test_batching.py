@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from instructrec.training.batching import by_length, collate, padding_share, pla
 
 DRAW = random.Random(5)
 LENGTHS = [min(400, 8 + int(DRAW.expovariate(1 / 60))) for _ in range(1000)]
-SIDES = [(length,) for length in LENGTHS]
+SIDES = [np.array(LENGTHS)]
 
 
 def test_collate_by_hand() -> None:
@@ -68,7 +69,7 @@ def test_little_is_padding_and_the_lengths_stay_mixed() -> None:
 
 
 def test_padding_share_by_hand() -> None:
-    assert padding_share([(2,), (4,), (3,)], [[0, 1], [2]]) == pytest.approx(1 - 9 / 11)
+    assert padding_share([np.array([2, 4, 3])], [[0, 1], [2]]) == pytest.approx(1 - 9 / 11)
     assert padding_share([], []) == 0.0
 
 

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import console
 from ..config import TuneSettings
+from ..data.facts import on_disk
 from ..data.records import Record
 from ..errors import DataError, InputError
 from ..models.backbone import Backbone
 from ..models.methods import Method
-from ..models.reading import Reading, ReadingPlan, cut, install, parse_strokes
+from ..models.reading import Reading, ReadingPlan, cuts, install, parse_strokes
 from ..prompts.lengths import Fitted
+from ..prompts.shelf import Shelf, column
 from ..prompts.template import Rendered
 
 
@@ -32,9 +36,11 @@ def plan_of(settings: TuneSettings, method: Method) -> ReadingPlan:
     return plan
 
 
-def one_answer_each(records: Sequence[Record]) -> list[Record]:
+def one_answer_each(records: Sequence[Record]) -> Sequence[Record]:
     """Conversations cut into one record for each supervised answer: inside an instruction that is read again, an
     earlier answer would see itself. No answer is lost."""
+    if (stored := on_disk(records)) and not (stored.column("answers") > 1).any():
+        return records  # nothing to cut, so they can stay on disk
     cut_up: list[Record] = []
     for record in records:
         ends = [number for number, turn in enumerate(record.turns) if turn.role == "assistant" and turn.supervised]
@@ -54,29 +60,26 @@ def check_positions(fitted: Fitted, plan: ReadingPlan, backbone: Backbone, on_lo
 
     Some backbones would go past their limit without a word, others crash.
     """
-    keep, problems = [], []
-    limit = backbone.max_positions
-    for place, row in enumerate(fitted.rendered):
-        end = cut(row)
-        prompt = plan.last_position(end, row.prompt_end - end, plan.most)
-        size = backbone.kind.size(prompt, len(row.ids) - row.prompt_end)
-        if size <= limit:
-            keep.append(place)
-            continue
-        reason = f"{size:,} positions when read {plan.describe()}, over the model's {limit:,}"
+    rows, limit = fitted.rendered, backbone.max_positions
+    prompts, ends = column(rows, "prompt_end"), cuts(rows)
+    taken = plan.last_position(ends, prompts - ends, plan.most)
+    sizes = backbone.kind.size(taken, column(rows, "size") - prompts)
+    over = np.flatnonzero(sizes > limit)
+    if not len(over):
+        return fitted
+    if on_long != "drop":
         lower = " or ".join(["--strokes"] * (plan.most > 1) + ["--slots"] * (plan.slots > 0))
-        advice = f"lower {lower}, or choose --on-long=drop"
-        problems.append(row.origin.problem("length", f"{reason}; {advice}"))
-    if problems and on_long != "drop":
-        raise DataError(problems)
-    if problems:
-        console.note(f"{len(problems)} rows dropped: more positions when read {plan.describe()} than the model has")
-    dropped = [fitted.kept[place] for place in range(len(fitted.kept)) if place not in set(keep)]
+        told = f"positions when read {plan.describe()}, over the model's {limit:,}; lower {lower}, or choose --on-long=drop"
+        places = over.tolist()
+        raise DataError([rows[place].origin.problem("length", f"{sizes[place]:,} {told}") for place in places])
+    console.note(f"{len(over)} rows dropped: more positions when read {plan.describe()} than the model has")
+    keep = np.flatnonzero(sizes <= limit)
+    kept = np.asarray(fitted.kept)
     return replace(
         fitted,
-        rendered=[fitted.rendered[place] for place in keep],
-        kept=[fitted.kept[place] for place in keep],
-        dropped=sorted(fitted.dropped + dropped),
+        rendered=rows.take(keep) if isinstance(rows, Shelf) else [rows[place] for place in keep.tolist()],
+        kept=kept[keep].tolist(),
+        dropped=sorted([*fitted.dropped, *kept[over].tolist()]),
     )
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..models.kinds import Batch, kind_of
 from ..models.kinds.decoder import collate
-from ..models.reading import Reading, ReadingPlan, cut, lay, repeat
+from ..models.reading import Reading, ReadingPlan, cut, cuts, lay, repeat
+from ..prompts.shelf import column
 from ..prompts.template import Rendered
+from .dealt import Batches, greedy
 
 _POOL = 32  # micro-batches whose rows are sorted by length together: little padding, still well shuffled
 
@@ -34,6 +37,12 @@ class Layout:
         """For asking `model` what it makes of a row's answer."""
         plan, strokes = (model.plan, model.strokes) if isinstance(model, Reading) else (ReadingPlan(), 1)
         return cls(pad_id, plan, strokes, model=model)
+
+    def lengths(self, rows: Sequence[Rendered]) -> NDArray[Any]:
+        """The same of many rows."""
+        ends = cuts(rows)
+        found: NDArray[Any] = self.plan.tokens(ends, column(rows, "size") - ends, self.strokes, self.deep)
+        return found
 
     def length(self, row: Rendered) -> int:
         """Tokens that go through the backbone for this row."""
@@ -71,15 +80,15 @@ def by_length(lengths: Sequence[int], order: Sequence[int], tokens: int, rows: i
 
 
 def plan_epoch(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | NDArray[Any],
     *,
     seed: int,
     epoch: int,
     tokens: int,
     rows: int | None,
-    keys: Sequence[int] | None = None,
-    chosen: Sequence[int] | None = None,
-) -> list[list[int]]:
+    keys: Sequence[int] | NDArray[Any] | None = None,
+    chosen: Sequence[int] | NDArray[Any] | None = None,
+) -> Batches:
     """Micro-batches of one epoch, each row once: rows shuffled, sorted by length within pools, batches shuffled.
 
     keys: what rows are sorted by where it is not `lengths`.  chosen: the rows of this epoch where it is not each one
@@ -88,21 +97,37 @@ def plan_epoch(
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths) if chosen is None else np.asarray(chosen, dtype=np.int64))
+    order = order.astype(np.int32, copy=False)
     sizes, ranks = np.asarray(lengths), np.asarray(lengths if keys is None else keys)
     per_batch = max(1, int(tokens / max(1.0, float(sizes.mean()))) if len(sizes) else 1)
     pool = _POOL * min(per_batch, rows or per_batch)
-    batches: list[list[int]] = []
-    for start in range(0, len(order), pool):
-        part = order[start : start + pool]
-        part = part[np.argsort(ranks[part], kind="stable")]
-        batches += by_length(lengths, part.tolist(), tokens, rows)
-    return [batches[place] for place in generator.permutation(len(batches))]
+    whole = len(order) // pool * pool
+    parts, begins = [], []
+    for part in (order[:whole].reshape(-1, pool), order[whole:].reshape(1, -1)):
+        if part.size:
+            part = np.take_along_axis(part, np.argsort(ranks[part], axis=1, kind="stable"), axis=1)
+            parts.append(part.ravel())
+            begins.append(greedy(sizes[part], tokens, rows).ravel())
+    if not parts:
+        return Batches(order, np.zeros(0, dtype=np.int64))
+    numbers, starts = np.concatenate(parts), np.flatnonzero(np.concatenate(begins))
+    return _shuffled(Batches(numbers, np.append(starts[1:], len(numbers))), generator)
 
 
-def padding_share(sides: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> float:
-    """Share of all batch positions that hold no token of any row. sides: what each stack reads of each row."""
-    total = sum(len(batch) * max(side) for batch in batches for side in zip(*(sides[n] for n in batch), strict=True))
-    used = sum(sum(sides[number]) for batch in batches for number in batch)
+def _shuffled(batches: Batches, generator: np.random.Generator) -> Batches:
+    order = generator.permutation(len(batches))
+    sizes, starts = batches.sizes[order], batches.starts[order]
+    ends = np.cumsum(sizes)
+    # Place p of the result comes from start of its batch + p - where that batch now begins.
+    source = np.repeat(starts - (ends - sizes), sizes) + np.arange(len(batches.numbers))
+    return Batches(batches.numbers[source], ends)
+
+
+def padding_share(sides: Sequence[NDArray[Any]], batches: Sequence[Sequence[int]]) -> float:
+    """Share of all batch positions that hold no token of any row. sides: what each stack reads of each row, [N]."""
+    dealt = Batches.of(batches)
+    total = sum(int((dealt.most(side) * dealt.sizes).sum()) for side in sides)
+    used = sum(int(dealt.total(side).sum()) for side in sides)
     return 1 - used / total if total else 0.0
 
 

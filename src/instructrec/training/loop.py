@@ -11,16 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from ..data.mixing import Mixture
 from ..errors import InstructRecError
 from ..models.kinds import kind_of
 from ..models.methods import trained_parameters
 from ..models.reading import ReadingPlan
+from ..prompts.shelf import column
 from ..prompts.template import Rendered
 from .batching import Layout, padding_share, plan_epoch
+from .dealt import Batches, Steps
 from .loss import token_losses
 from .monitor import Monitor
 from .processes import ALONE, Processes, share
@@ -99,20 +103,21 @@ class Outcome:
         self.supervised_tokens = state["supervised_tokens"]
 
 
-def row_lengths(rows: Sequence[Rendered], plan: Plan) -> list[int]:
+def row_lengths(rows: Sequence[Rendered], plan: Plan) -> NDArray[Any]:
     """Tokens of each row that go through the backbone, at the most strokes of the reading plan."""
-    most = Layout(plan.pad_id, plan.reading, plan.reading.most, plan.reading.deep)
-    return [most.length(row) for row in rows]
+    return Layout(plan.pad_id, plan.reading, plan.reading.most, plan.reading.deep).lengths(rows)
 
 
-def plan_steps(lengths: Sequence[int], plan: Plan, keys: Sequence[int] | None = None) -> list[list[list[int]]]:
+def plan_steps(
+    lengths: Sequence[int] | NDArray[Any], plan: Plan, keys: Sequence[int] | NDArray[Any] | None = None
+) -> Steps:
     """Micro-batches of every optimizer step of the whole run; the last step of an epoch may have fewer.
 
     lengths: as `row_lengths`, for `batch_tokens`.  keys: what rows are sorted by. With each row's own tokens (whatever
     the reading plan) and `batch_rows` alone, every plan meets the same rows in the same steps.
     """
-    steps: list[list[list[int]]] = []
-    epoch = 0
+    numbers, batch_ends, step_ends = [], [], []
+    rows_before = batches_before = done = epoch = 0
     while epoch < plan.epochs:
         batches = plan_epoch(
             lengths,
@@ -123,14 +128,19 @@ def plan_steps(lengths: Sequence[int], plan: Plan, keys: Sequence[int] | None = 
             keys=keys,
             chosen=plan.mixture.epoch(epoch) if plan.mixture else None,
         )
-        size = plan.accumulation
-        cut = [batches[start : start + size] for start in range(0, len(batches), size)]
-        share = min(1.0, plan.epochs - epoch)
-        steps += cut[: max(1, round(len(cut) * share))]
-        if plan.max_steps is not None and len(steps) >= plan.max_steps:
-            return steps[: plan.max_steps]
+        ends = np.minimum(np.arange(0, len(batches), plan.accumulation) + plan.accumulation, len(batches))
+        ends = ends[: max(1, round(len(ends) * min(1.0, plan.epochs - epoch)))]
+        if plan.max_steps is not None:
+            ends = ends[: plan.max_steps - done]
+        part = batches[: int(ends[-1]) if len(ends) else 0]
+        numbers.append(part.numbers)
+        batch_ends.append(part.ends + rows_before)
+        step_ends.append(ends + batches_before)
+        rows_before, batches_before, done = rows_before + len(part.numbers), batches_before + len(part), done + len(ends)
         epoch += 1
-    return steps
+        if plan.max_steps is not None and done >= plan.max_steps:
+            break
+    return Steps(Batches(np.concatenate(numbers), np.concatenate(batch_ends)), np.concatenate(step_ends))
 
 
 def make_optimizer(model: Any, plan: Plan) -> torch.optim.AdamW:
@@ -158,15 +168,14 @@ class Training:
     ) -> None:
         self.model, self.rows, self.plan, self.accelerator, self.group = model, rows, plan, accelerator, group
         self.lengths = row_lengths(rows, plan)
-        self.steps = plan_steps(self.lengths, plan, [len(row.ids) for row in rows])
+        sizes = column(rows, "size")
+        self.steps = plan_steps(self.lengths, plan, sizes)
         self.names = optimizer_names(model)
         self.parameters = list(trained_parameters(model).values())
         group.take_over(self.parameters)
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, plan))
-        kind, batches = kind_of(model), [batch for step in self.steps for batch in step]
-        answers = [len(row.ids) - row.prompt_end for row in rows]
-        sides = [kind.sides(size, answer) for size, answer in zip(self.lengths, answers, strict=True)]
-        self.outcome = Outcome(padding_share=padding_share(sides, batches))
+        sides = kind_of(model).sides(self.lengths, sizes - column(rows, "prompt_end"))
+        self.outcome = Outcome(padding_share=padding_share(sides, self.steps.batches))
 
     def run(self, monitor: Monitor, hooks: Hooks, first_step: int = 0) -> Outcome:
         """Train from `first_step` to the end of the plan, or until the monitor's patience runs out."""

@@ -76,12 +76,14 @@ class Kind:
     def check_plan(self, plan: ReadingPlan) -> None:
         """Raises InputError for a reading plan that this kind can't read by."""
 
-    def size(self, prompt: int, answer: int) -> int:
-        """Positions that a prompt and its answer take, to be held against those that the model has."""
+    def size(self, prompt: Any, answer: Any) -> Any:
+        """Positions that a prompt and its answer take, to be held against those that the model has; also of arrays."""
         return prompt + answer
 
-    def sides(self, tokens: int, answer: int) -> tuple[int, ...]:
-        """What each stack reads of a row of so many tokens, its answer among them: each is filled up by itself."""
+    def sides(self, tokens: Any, answer: Any) -> tuple[Any, ...]:
+        """What each stack reads of a row of so many tokens, its answer among them: each is filled up by itself.
+
+        Also of arrays."""
         return (tokens,)
 
     def room(self, limit: int, prompt: int) -> int:

@@ -99,11 +99,11 @@ class EncoderDecoder(Kind):
                 f"(got {plan.describe()}; want tuned, shared, causal, concat, memory=all, no slots and not deep)"
             )
 
-    def size(self, prompt: int, answer: int) -> int:
+    def size(self, prompt: Any, answer: Any) -> Any:
         """Each side has positions of its own."""
-        return max(prompt, answer)
+        return np.maximum(prompt, answer)
 
-    def sides(self, tokens: int, answer: int) -> tuple[int, ...]:
+    def sides(self, tokens: Any, answer: Any) -> tuple[Any, ...]:
         """The prompt, as often as it is read, and the answer."""
         return tokens - answer, answer
 

@@ -1,7 +1,7 @@
 """The RRTransformer: reading an instruction more than once, with a memory of the earlier readings."""
 
 from .attention import install
-from .layout import Laid, Pass, cut, lay, repeat
+from .layout import Laid, Pass, cut, cuts, lay, repeat
 from .plan import MOST_STROKES, ReadingPlan, parse_strokes
 from .reader import Reading, logits_at
 
@@ -12,6 +12,7 @@ __all__ = [
     "Reading",
     "ReadingPlan",
     "cut",
+    "cuts",
     "install",
     "lay",
     "logits_at",

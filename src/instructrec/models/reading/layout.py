@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ...prompts.shelf import column
 from ...prompts.template import Rendered
 from .attention import Tags
 from .plan import ReadingPlan
@@ -57,6 +60,11 @@ class _Unit:
 def cut(row: Rendered) -> int:
     """Tokens of x. The answer's first token is predicted from a: where a template has no header, x lends its last."""
     return max(0, min(row.instruction_end, row.prompt_end - 1))
+
+
+def cuts(rows: Sequence[Rendered]) -> NDArray[Any]:
+    """The same of many rows, [N]."""
+    return np.maximum(0, np.minimum(column(rows, "instruction_end"), column(rows, "prompt_end") - 1)).astype(np.int64)
 
 
 def repeat(row: Rendered, strokes: int) -> Rendered:
