@@ -302,13 +302,19 @@ def common_ids(model: Any, size: int, seed: int) -> list[int]:
     return [int(number) for number in drawn]
 
 
+_ENOUGH = 10_000  # rows to draw first values from
+
+
 def ids_of_rows(rows: Sequence[Rendered], size: int, seed: int) -> list[int]:
     """What rows drawn by seed ask, one behind the other, without the beginning that all of them share: a system message
     says nothing about a task. Their first token stays, since models park attention there."""
+    generator = torch.Generator().manual_seed(seed)
+    if len(rows) > _ENOUGH:
+        rows = [rows[place] for place in torch.randint(len(rows), (_ENOUGH,), generator=generator).tolist()]
     asked = [row.ids[: row.instruction_end] for row in rows if row.instruction_end]
     shared = len(os.path.commonprefix(asked)) if len(asked) > 1 else 1
     ids: list[int] = [asked[0][0]] if asked else []
-    order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed)) if asked else ()
+    order = torch.randperm(len(asked), generator=generator) if asked else ()
     for place in order:
         if len(ids) >= size:
             break

@@ -62,6 +62,8 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
     from ..models.backbone import load_tokenizer
     from ..prompts.choose import make_renderer
     from ..prompts.lengths import fit
+    from ..prompts.shelf import column as sizes
+    from ..prompts.shelf import targets
 
     announce(settings.model)
     tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline)
@@ -77,8 +79,8 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
     console.say(f"Prompt template: {renderer.name}; {fitted.describe()}")
     if warning := fitted.warning(rows):
         console.warn(warning)
-    learned = sum(row.targets for row in fitted.rendered)
-    total = sum(len(row.ids) for row in fitted.rendered)
+    learned = int(targets(fitted.rendered).sum())
+    total = int(sizes(fitted.rendered, "size").sum())
     if total:
         console.say(f"{total:,} tokens, {learned:,} of them supervised ({learned / total:.0%})")
     for row in fitted.rendered[:show]:

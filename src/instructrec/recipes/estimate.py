@@ -76,6 +76,7 @@ def _of_rows(files: Sequence[str | Source], settings: TuneSettings, model: Archi
     from ..models.methods import get
     from ..prompts.choose import make_renderer
     from ..prompts.lengths import fit
+    from ..prompts.shelf import column
     from ..training.loop import Plan, plan_steps, row_lengths
     from .reading import plan_of
     from .rows import read_rows
@@ -100,9 +101,9 @@ def _of_rows(files: Sequence[str | Source], settings: TuneSettings, model: Archi
 
     train = rendered(parts.train)
     lengths = row_lengths(train, plan)
-    steps = plan_steps(lengths, plan, [len(row.ids) for row in train])
+    steps = plan_steps(lengths, plan, column(train, "size"))
     tuned = tuned_by(model, settings)
-    shape = worst(model, tuned, shapes_of(train, lengths, [batch for step in steps for batch in step]))
+    shape = worst(model, tuned, shapes_of(train, lengths, steps.batches))
     looks: list[Shape] = []
     for records in parts.sets.values():
         held = rendered(drawn(records, settings.eval_rows, settings.seed))

@@ -9,6 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..config import Settings, TuneSettings
 from ..errors import InputError
 from ..models.footprint import Architecture, Footprint, Method, Shape, architecture, footprint, method, per_layer
@@ -99,12 +102,19 @@ def worst(model: Architecture, tuned: Method, shapes: Iterable[Shape]) -> Shape:
     )
 
 
-def shapes_of(rows: Sequence[Rendered], lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> list[Shape]:
-    """The shapes of micro-batches, given as numbers of rows."""
-    return [
-        Shape(len(batch), max(lengths[number] for number in batch), sum(rows[number].targets for number in batch))
-        for batch in batches
-    ]
+def shapes_of(
+    rows: Sequence[Rendered], lengths: Sequence[int] | NDArray[Any], batches: Sequence[Sequence[int]]
+) -> list[Shape]:
+    """The different shapes of micro-batches, given as numbers of rows; of those that differ in targets, the largest."""
+    from ..prompts.shelf import targets
+    from ..training.dealt import Batches
+
+    dealt = Batches.of(batches)
+    found = np.stack([dealt.sizes, dealt.most(np.asarray(lengths)), dealt.total(targets(rows))], axis=1)
+    order = np.lexsort(found.T[::-1])
+    last = np.ones(len(order), dtype=bool)
+    last[:-1] = (found[order[1:], :2] != found[order[:-1], :2]).any(axis=1)
+    return [Shape(*map(int, shape)) for shape in found[order[last]]]
 
 
 def usual(settings: TuneSettings, limit: int) -> Shape:
@@ -173,7 +183,7 @@ class Ledger:
             return
         rows = training.rows
         first, run = (
-            worst(model, tuned, shapes_of(rows, training.lengths, chain.from_iterable(steps)))
+            worst(model, tuned, shapes_of(rows, training.lengths, steps.batches))
             for steps in (training.steps[min(done, len(training.steps) - 1) :][:1], training.steps)
         )
         most = look_tokens(settings.batch_tokens)

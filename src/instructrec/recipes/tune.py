@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import console
 from ..config import Settings, Source, TuneSettings
+from ..data.facts import column, different_answers, take, tasks
 from ..data.records import Record, Rows
 from ..errors import InputError
 from ..files import place, write_json
@@ -201,7 +202,7 @@ class _Run:
         self.fitted = check_positions(self.fitted, self.reading, self.backbone, settings.on_long)
         if not self.fitted.rendered:
             raise InputError("no rows are left to train on")
-        self.mixture = mixture(self.rows, [row.origin.file for row in self.fitted.rendered], settings, settings.seed)
+        self.mixture = mixture(self.rows, take(self.parts.train, self.fitted.kept), settings, settings.seed)
         self.identity = identity(settings, self.rows, self.watched_files, self.backbone, self.renderer)
         same_everywhere(self.group, self.identity)
         self.start = None
@@ -360,6 +361,7 @@ class _Run:
         return int(state["step"])
 
     def _plan(self) -> Any:
+        from ..prompts.shelf import column as of_rows
         from ..training.loop import Plan, plan_steps, row_lengths
 
         settings = self.settings
@@ -380,7 +382,7 @@ class _Run:
             mixture=self.mixture,
         )
         rows = self.fitted.rendered
-        total = len(plan_steps(row_lengths(rows, plan), plan, [len(row.ids) for row in rows]))
+        total = len(plan_steps(row_lengths(rows, plan), plan, of_rows(rows, "size")))
         every = settings.eval_every or max(1, round(total / max(1.0, settings.epochs) / 2))
         return replace(plan, look_every=every if self.parts.sets else None, save_every=settings.save_steps or every)
 
@@ -438,12 +440,12 @@ class _Run:
             "memory": self.memory.close(),
             "surroundings": self.surroundings,
         }
-        train = [self.parts.train[place] for place in self.fitted.kept]
-        answers = [record.answer for record in train]
-        run["labels"] = label_set(answers)
-        run["fixed_answers"] = len(answers) >= 2 * len(set(answers))  # set phrases: an answer is right or it is not
-        keys = {"train": [record.prompt_key for record in train]}
-        keys |= {name: [record.prompt_key for record in records] for name, records in self.parts.sets.items()}
+        train = take(self.parts.train, self.fitted.kept)
+        answers = different_answers(train)
+        run["labels"] = label_set(answers, of=len(train))
+        run["fixed_answers"] = len(train) >= 2 * len(answers)  # set phrases: an answer is right or it is not
+        parts = {"train": train} | self.parts.sets
+        keys = {name: [f"{key:016x}" for key in column(part, "prompt").tolist()] for name, part in parts.items()}
         write_json(folder.path / "split.json", keys)
         shots = _spread(train, SHOTS_KEPT, self.settings.seed)
         write_json(folder.path / "examples.json", [_shown(record) for record in shots])
@@ -464,14 +466,15 @@ def _spread(records: Sequence[Record], most: int, seed: int) -> list[Record]:
     """Up to `most` records, the same number of each task, drawn by seed: a file is often sorted by label."""
     import numpy as np
 
-    by_task: dict[str | None, list[Record]] = {}
-    for record in records:
-        by_task.setdefault(record.task, []).append(record)
-    share = max(1, most // len(by_task))
-    draw = np.random.default_rng(seed)
-    return [
-        group[place] for group in by_task.values() for place in sorted(draw.permutation(len(group))[:share].tolist())
-    ][:most]
+    numbers, _ = tasks(records)
+    order = np.argsort(numbers, kind="stable")
+    found, first = np.unique(numbers, return_index=True)  # the tasks in the order of their first records
+    groups = dict(zip(found.tolist(), np.split(order, np.cumsum(np.bincount(numbers + 1)[found + 1])[:-1]), strict=True))
+    draw, chosen = np.random.default_rng(seed), []
+    share = max(1, most // len(groups))
+    for task in found[np.argsort(first)].tolist():
+        chosen += groups[task][np.sort(draw.permutation(len(groups[task]))[:share])].tolist()
+    return list(take(records, chosen[:most]))
 
 
 def _shown(record: Record) -> dict[str, Any]:

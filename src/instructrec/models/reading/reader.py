@@ -135,9 +135,11 @@ class Reading(nn.Module):
         """Give the slots good first values: what the backbone keeps of the beginning of real rows. Random ones would
         have to be unlearned first (in PEFT's own comparison prefixes from text beat random ones by 23 points)."""
         ids: list[int] = []
+        size = self.plan.slots
         for row in rows:
             ids += row.ids[: row.instruction_end]
-        size = self.plan.slots
+            if len(ids) >= size:
+                break
         ids = (ids * (size // max(1, len(ids)) + 1))[:size]
         count = torch.arange(size)[None]
         flags = torch.ones(1, size, dtype=torch.bool)
