@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
+from stops import figures
 
 from instructrec.config import TuneSettings
-from instructrec.data import read
+from instructrec.data import Rows, readers
 from instructrec.data.consistency import examine
 from instructrec.data.facts import column, different_answers, files_of, take, tasks
 from instructrec.data.index import Stored
@@ -23,10 +25,13 @@ from instructrec.errors import DataError, InputError
 from instructrec.files import cache_dir
 from instructrec.training.batching import by_length
 from instructrec.training.dealt import Batches, Steps, greedy
-from safetensors.numpy import load_file
-from stops import figures
 
 ROWS = 120
+
+
+def read(path: Path, on_disk: bool | None = None, on_bad_row: str = "stop", rejected: Path | None = None) -> Rows:
+    how = readers.How.of("auto", {}, "", {}, on_bad_row)
+    return readers.read_as(path, how, rejected=rejected, on_disk=on_disk)
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +77,11 @@ def test_the_same_rows_in_every_shape(tmp_path: Path, form: str) -> None:
     again = read(path, on_disk=True)  # from the index
     for rows in (disk, again):
         assert (rows.files, rows.read, rows.rejected, rows.notes) == (memory.files, ROWS, 0, memory.notes)
-        assert list(rows) == list(memory) and [rows[place] for place in (0, 57, -1)] == [memory[0], memory[57], memory[-1]]
+        assert list(rows) == list(memory) and [rows[place] for place in (0, 57, -1)] == [
+            memory[0],
+            memory[57],
+            memory[-1],
+        ]
         assert list(rows[10:13]) == list(memory[10:13])
     order = np.random.default_rng(0).permutation(ROWS)
     assert list(take(disk.records, order)) == [memory[place] for place in order]
@@ -201,7 +210,9 @@ def test_a_run_on_disk_is_the_run_in_memory(
             assert want.keys() == got.keys() and all((want[key] == got[key]).all() for key in want)
         assert files
         for file in ("split.json", "examples.json", "settings.json", "prompt.json"):
-            assert json.loads((tmp_path / name / file).read_text()) == json.loads((tmp_path / "memory" / file).read_text())
+            assert json.loads((tmp_path / name / file).read_text()) == json.loads(
+                (tmp_path / "memory" / file).read_text()
+            )
 
 
 def test_rows_too_long_are_named_from_the_shelf_too(

@@ -83,7 +83,7 @@ def tasks(records: Sequence[Record]) -> tuple[NDArray[Any], list[str]]:
     return np.fromiter(found, np.int32, len(records)), list(names)
 
 
-def take(records: Sequence[Record], places: Sequence[int]) -> Sequence[Record]:
+def take(records: Sequence[Record], places: Sequence[int] | NDArray[Any]) -> Sequence[Record]:
     """Some of the records, in this order; those on disk stay there."""
     if stored := on_disk(records):
         return stored.take(np.asarray(places))
@@ -105,7 +105,7 @@ def files_of(records: Sequence[Record]) -> tuple[NDArray[Any], list[str]]:
     return np.fromiter(found, np.int64, len(records)), list(names)
 
 
-class answers_of(Sequence[str]):  # noqa: N801  reads like the functions beside it
+class Answers(Sequence[str]):
     """The answers of records, each read when its turn comes."""
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -124,7 +124,7 @@ class answers_of(Sequence[str]):  # noqa: N801  reads like the functions beside 
 def different_answers(records: Sequence[Record]) -> Sequence[str]:
     """Their answers without those that were there before."""
     _, first = np.unique(column(records, "answer"), return_index=True)
-    return answers_of(take(records, np.sort(first)))
+    return Answers(take(records, np.sort(first)))
 
 
 def on_disk(records: Sequence[Record]) -> Stored | None:

@@ -1,8 +1,8 @@
 """Rows that stay on disk: where each row of a large file begins, and numbers that say what must be known of all rows.
 
 A million records as objects take a gigabyte and more. Here a row is a place in its file, read again when it is asked
-for, and twelve numbers that are mapped from disk: hashes (of the row, its prompt, its wording, its answer), its task, and
-how many answers it has. `Stored` is a sequence of records like any other.
+for, and ten numbers that are mapped from disk: its place, hashes (of the row, its prompt, its wording, its answer), its
+task, and how many answers it has. `Stored` is a sequence of records like any other.
 
 N rows of a file.
 """
@@ -76,7 +76,7 @@ class Index:
     @cached_property
     def _handle(self) -> BinaryIO:
         spool = self.home / "rows"
-        return open(spool if spool.exists() else self.path, "rb", buffering=0)  # noqa: SIM115  read until the end
+        return open(spool if spool.exists() else self.path, "rb", buffering=0)
 
     def origin(self, number: int) -> Origin:
         """Where row `number` is in its file."""
@@ -197,7 +197,7 @@ class Writer:
         shelf = cache_dir() / "rows"
         shelf.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=".new.", dir=shelf))
-        self.files = {name: open(self.folder / name, "wb") for name in COLUMNS}
+        self.files = {name: (self.folder / name).open("wb") for name in COLUMNS}
         self.bytes: BinaryIO | None = None
         self.waiting = {name: array(_CODES[kind]) for name, kind in COLUMNS.items()}
         self.tasks: dict[str, int] = {}

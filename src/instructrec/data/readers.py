@@ -37,7 +37,7 @@ _TOLD = ("digest", "rejected", "blank", "header", "refused", "notes")  # of an a
 
 
 @dataclass(frozen=True, kw_only=True)
-class _How:
+class How:
     """How rows are read."""
 
     format: str
@@ -45,6 +45,27 @@ class _How:
     instruction: str
     labels: Mapping[str, str]
     skip: bool
+
+    @classmethod
+    def of(
+        cls, format: str, columns: Mapping[str, Any], instruction: str, labels: Mapping[str, str], on_bad_row: str
+    ) -> How:
+        """The arguments of `read`, checked. Raises InputError."""
+        if format not in FORMATS:
+            raise InputError(f"format: unknown '{format}', {did_you_mean(str(format), FORMATS)}")
+        if on_bad_row not in ("stop", "skip"):
+            raise InputError(f"on_bad_row: unknown '{on_bad_row}', {did_you_mean(str(on_bad_row), ('stop', 'skip'))}")
+        if instruction and instruction.isspace():
+            raise InputError("instruction: only white space (want text)")
+        if blank := [value for value, name in labels.items() if not str(name).strip()]:
+            raise InputError(f"labels: no name for '{blank[0]}' (want text)")
+        return cls(
+            format=format,
+            given=check_columns(columns, instruction),
+            instruction=instruction,
+            labels={str(value): str(name) for value, name in labels.items()},
+            skip=on_bad_row == "skip",
+        )
 
     def columns(self, given: Mapping[str, str] | None = None) -> Columns:
         """With nothing settled yet; `given` where a table's header has turned numbers into names."""
@@ -61,7 +82,6 @@ def read(
     on_bad_row: str = "stop",
     rejected: str | os.PathLike[str] | None = None,
     offline: bool = False,
-    on_disk: bool | None = None,
 ) -> Rows:
     """Records of a file, a folder's or a pattern's files, a dataset of the hub, or dicts from Python (`<memory>:1`, …).
 
@@ -70,25 +90,21 @@ def read(
     is filled from each row. `labels`: what stands in the answer's column -> the answer.
     `on_bad_row`: "stop" raises `DataError` with all bad rows counted and the first 20 named; "skip" leaves them out
     and writes them to the file `rejected` (objects with file, line, field, reason, text). No usable row at all
-    raises `DataError` either way. Wrong arguments raise `InputError`.
-    `on_disk`: keep rows where they are and read them again when they are asked for (`index.Stored`); None: where the
-    files are large.
+    raises `DataError` either way. Wrong arguments raise `InputError`. Rows of large files stay on disk.
     """
-    if format not in FORMATS:
-        raise InputError(f"format: unknown '{format}', {did_you_mean(str(format), FORMATS)}")
-    if on_bad_row not in ("stop", "skip"):
-        raise InputError(f"on_bad_row: unknown '{on_bad_row}', {did_you_mean(str(on_bad_row), ('stop', 'skip'))}")
-    if instruction and instruction.isspace():
-        raise InputError("instruction: only white space (want text)")
-    if blank := [value for value, name in (labels or {}).items() if not str(name).strip()]:
-        raise InputError(f"labels: no name for '{blank[0]}' (want text)")
-    how = _How(
-        format=format,
-        given=check_columns(columns or {}, instruction),
-        instruction=instruction,
-        labels={str(value): str(name) for value, name in (labels or {}).items()},
-        skip=on_bad_row == "skip",
-    )
+    how = How.of(format, columns or {}, instruction, labels or {}, on_bad_row)
+    return read_as(path, how, rejected=rejected, offline=offline)
+
+
+def read_as(
+    path: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+    how: How,
+    *,
+    rejected: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    on_disk: bool | None = None,
+) -> Rows:
+    """The same, with all that says how rows are read in one. on_disk: rows stay there; None: if files are large."""
     if not isinstance(path, (str, os.PathLike)):
         account = _Account("<memory>", skip=how.skip)
         _read_memory(path, account, how.columns())
@@ -239,7 +255,7 @@ def _say(account: _Account, columns: Columns, how: str) -> None:
     account.notes += [f"{account.name}: {note}" for note in columns.notes()]
 
 
-def _index_file(path: str, account: _Account, how: _How) -> None:
+def _index_file(path: str, account: _Account, how: How) -> None:
     """Read a file whose rows stay on disk; where that was done before and it is as it was, nothing is read."""
     check_path(path)
     home = home_of(path, asdict(how))
@@ -265,7 +281,7 @@ def _writing() -> Iterator[Writer]:
             writer.drop()
 
 
-def _read_file(path: str, account: _Account, how: _How) -> Parser | None:
+def _read_file(path: str, account: _Account, how: How) -> Parser | None:
     """All rows of a file; what its first rows have decided, None where it has none."""
     check_path(path)
     try:
@@ -299,7 +315,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_pieces(stream: Stream, account: _Account, how: _How) -> Parser | None:
+def _read_pieces(stream: Stream, account: _Account, how: How) -> Parser | None:
     """All rows of a file; the first one that is not blank decides what the columns of a table are."""
     parser: Parser | None = None
     name, keep, in_array, item = account.name, account.keep, stream.format == "json", -1
@@ -325,7 +341,7 @@ def _read_pieces(stream: Stream, account: _Account, how: _How) -> Parser | None:
     return parser
 
 
-def _parser(stream: Stream, first: Piece, account: _Account, how: _How) -> Parser:
+def _parser(stream: Stream, first: Piece, account: _Account, how: How) -> Parser:
     """The parser of a file, when its first row is there; raises `RowError` only for the first line of a TSV file."""
     if not stream.sign:
         return Parser(stream.format, how.columns())

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, did_you_mean
-from .facts import column, wording_key
+from .facts import column
 from .facts import tasks as tasks_of
 from .records import Record
 
@@ -98,7 +98,7 @@ def split(records: Sequence[Record], *, share: float, by: str, seed: int, tasks:
         held = _pick(units, everything, by, share)
         if share and not len(held):
             raise InputError(f"split: all rows are one {by} (got {len(records)} rows, want at least two {by}s)")
-    return Split(_plain(_rest(everything, held)), _plain(held), names)
+    return Split(few_as_list(_rest(everything, held)), few_as_list(held), names)
 
 
 def plan_held_out(
@@ -117,17 +117,17 @@ def plan_held_out(
     everything, known = np.arange(len(records)), len(units.names)
     by_task = held_out == "task" or (held_out == "auto" and known >= FEWEST_TASKS and tasks != 0)
     if held_out == "none":
-        return HeldOut(_plain(everything), {}, "Nothing is held out, as asked.")
+        return HeldOut(few_as_list(everything), {}, "Nothing is held out, as asked.")
     if held_out == "task":
         _pick_tasks(units, tasks)  # an order that cannot be carried out is an error however few the rows
     if len(records) < FEWEST_ROWS:
         reason = f"Nothing is held out: too few rows (got {len(records)}, want at least {FEWEST_ROWS})."
-        return HeldOut(_plain(everything), {}, reason)
+        return HeldOut(few_as_list(everything), {}, reason)
     names = _pick_tasks(units, tasks) if by_task else []
     unseen = _of_tasks(units, names)
     rest = _rest(everything, unseen)
     seen, unit = _pick_seen(units, rest, held_out, share, tasks_out=by_task)
-    sets = {name: _plain(rows) for name, rows in ((UNSEEN, unseen), (SEEN, seen)) if len(rows)}
+    sets = {name: few_as_list(rows) for name, rows in ((UNSEEN, unseen), (SEEN, seen)) if len(rows)}
     train = _rest(rest, seen)
     parts = []
     if len(unseen):
@@ -142,9 +142,9 @@ def plan_held_out(
         parts.append(f"{what}{of}")
     if not parts:
         why = "the share is 0" if not share else "all rows are equal"
-        return HeldOut(_plain(everything), {}, f"Nothing is held out: {why}.")
+        return HeldOut(few_as_list(everything), {}, f"Nothing is held out: {why}.")
     sentence = f"Held out: {' and '.join(parts)}; {_rows(train)} to train on."
-    return HeldOut(_plain(train), sets, sentence, names)
+    return HeldOut(few_as_list(train), sets, sentence, names)
 
 
 def _pick_seen(units: _Units, rest: Places, held_out: str, share: float, *, tasks_out: bool) -> tuple[Places, str]:
@@ -242,12 +242,12 @@ def _rest(rows: Places, without: Places) -> Places:
     return rows[~gone[rows]]
 
 
-def _plain(places: Places) -> Sequence[int]:
+def few_as_list(places: Places) -> Sequence[int]:
     """As a list while there are few: five million numbers in a list take 180 MB."""
     return places.tolist() if len(places) < MANY else places  # type: ignore[return-value]
 
 
-def _rows(rows: Sequence[int]) -> str:
+def _rows(rows: Places) -> str:
     return f"{len(rows):,} row{'s' * (len(rows) != 1)}"
 
 

@@ -10,13 +10,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.facts import on_disk
 from ..data.index import Stored
 from ..data.records import Record
-from ..data.splits import MANY
+from ..data.splits import few_as_list
 from ..errors import DataError, InputError
-from .shelf import DROPPED, FAULTY, TRIMMED, UNKNOWN, Fate, Shelf, shelve
+from .shelf import DROPPED, FAULTY, KEPT, TRIMMED, UNKNOWN, Fate, Shelf, shelve
 from .template import Rendered, Renderer, shorten_input
 
 _WORD = 16  # characters: longer tokens are rare
@@ -97,9 +98,7 @@ def fit(
 class _Limits:
     """What happens to each record under a length limit."""
 
-    def __init__(
-        self, renderer: Renderer, max_length: int, on_long: str, size: Callable[[int, int], int]
-    ) -> None:
+    def __init__(self, renderer: Renderer, max_length: int, on_long: str, size: Callable[[int, int], int]) -> None:
         self.renderer, self.max_length, self.on_long, self.size = renderer, max_length, on_long, size
         self.unknown = _unknown(renderer.tokenizer)
 
@@ -122,32 +121,30 @@ class _Limits:
             row = self.renderer.render(record)
         except InputError as error:
             return Fate(problem=record.origin.problem("prompt", str(error)))
-        found = Fate(row, size=len(row.ids))
+        size, state = len(row.ids), KEPT
         if self.over(row) and self.on_long == "trim-input":
             shorter = _trim(record, self.renderer, self.over)
-            if shorter is not None:
-                found.row, found.state = shorter, TRIMMED
-        if self.over(found.row):
-            if self.on_long != "drop":
-                reason = _too_long(row, self.max_length, self.on_long, bool(record.input))
-                found.problem = record.origin.problem("length", reason)
-            found.row, found.state = None, found.state | DROPPED
-        elif record.answer and not found.row.targets:
-            found.problem = record.origin.problem("answer", "no token of this row is supervised")
-        elif self.unknown in found.row.ids[found.row.prompt_end :]:
-            found.state |= UNKNOWN
-        return found
+            row, state = shorter or row, KEPT if shorter is None else TRIMMED
+        if self.over(row):
+            if self.on_long == "drop":
+                return Fate(state=DROPPED, size=size)
+            reason = _too_long(row, self.max_length, self.on_long, bool(record.input))
+            return Fate(state=DROPPED, size=size, problem=record.origin.problem("length", reason))
+        if record.answer and not row.targets:
+            problem = record.origin.problem("answer", "no token of this row is supervised")
+            return Fate(row, state, size, problem)
+        return Fate(row, state | (UNKNOWN if self.unknown in row.ids[row.prompt_end :] else 0), size)
 
 
-def _fitted_on_disk(
-    records: Stored, limits: _Limits, track: Callable[[Sequence[Record]], Iterable[Record]]
-) -> Fitted:
+def _fitted_on_disk(records: Stored, limits: _Limits, track: Callable[[Sequence[Record]], Iterable[Record]]) -> Fitted:
     """The same for rows that stay on disk; all rows of their files are rendered the first time."""
     whole = Stored(records.indexes)
     ticks = iter(track(range(len(whole))))  # type: ignore[arg-type]
-    shelved = shelve(
-        whole, limits.to_json(), len(limits.renderer.tokenizer), limits.fate, lambda count: deque(islice(ticks, count), 0)
-    )
+
+    def done(count: int) -> None:
+        deque(islice(ticks, count), 0)
+
+    shelved = shelve(whole, limits.to_json(), len(limits.renderer.tokenizer), limits.fate, done)
     numbers = np.arange(len(whole)) if records.numbers is None else records.numbers
     shelf = Shelf(shelved.home, records, numbers, shelved.kind)
     states = shelf.column("state")
@@ -158,7 +155,7 @@ def _fitted_on_disk(
     lengths = shelf.column("full")
     return Fitted(
         rows,
-        kept if len(kept) > MANY else kept.tolist(),
+        few_as_list(kept),
         np.flatnonzero(states & DROPPED).tolist(),
         np.flatnonzero(states & TRIMMED).tolist(),
         int(rows.column("skipped").sum()),
@@ -201,7 +198,7 @@ def _trim(record: Record, renderer: Renderer, over: Callable[[Rendered], bool]) 
     return best
 
 
-def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
+def _quantiles(lengths: Sequence[int] | NDArray[Any]) -> dict[str, int]:
     if not len(lengths):
         return {}
     names = {"median": 0.5, "95%": 0.95, "longest": 1.0}

@@ -30,7 +30,8 @@ from .template import Rendered
 
 FORMAT = 1
 PARTS = {
-    "size": "int32", "full": "int32", "prompt_end": "int32", "instruction_end": "int32", "skipped": "int16", "state": "uint8",
+    "size": "int32", "full": "int32", "prompt_end": "int32", "instruction_end": "int32", "skipped": "int16",
+    "state": "uint8",
 }  # fmt: skip
 KEPT, DROPPED, TRIMMED, UNKNOWN, ODD, FAULTY = 0, 1, 2, 4, 8, 16  # bits of `state`
 FEW = 2_000  # rows for which no second process is started
@@ -44,6 +45,10 @@ class Fate:
     state: int = KEPT
     size: int = 0  # tokens before anything was done to it
     problem: Problem | None = None
+
+
+# Records, which of them, the type of ids, and what makes rows of them.
+Work = tuple[Stored, tuple[int, int], str, Callable[[Record], Fate]]
 
 
 class Shelf(Sequence[Rendered]):
@@ -112,7 +117,9 @@ def column(rows: Sequence[Rendered], name: str) -> NDArray[Any]:
 
 def targets(rows: Sequence[Rendered]) -> NDArray[Any]:
     """Supervised tokens of each row."""
-    return rows.targets() if isinstance(rows, Shelf) else np.fromiter((row.targets for row in rows), np.int64, len(rows))
+    if isinstance(rows, Shelf):
+        return rows.targets()
+    return np.fromiter((row.targets for row in rows), np.int64, len(rows))
 
 
 def _mapped(path: Path, kind: str) -> NDArray[Any]:
@@ -167,7 +174,11 @@ def _fill(home: Path, records: Stored, kind: str, fate: Callable[[Record], Fate]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _side_by_side(folder: Path, works: Sequence[tuple[Any, ...]], done: Callable[[int], None]) -> None:
+def _side_by_side(
+    folder: Path,
+    works: Sequence[Work],
+    done: Callable[[int], None],
+) -> None:
     """Each part in a process of its own, the first in this one; they leave files, nothing passes between them."""
     children = []
     for number, work in enumerate(works[1:], 1):
@@ -175,14 +186,14 @@ def _side_by_side(folder: Path, works: Sequence[tuple[Any, ...]], done: Callable
         child = os.fork()
         if child == 0:
             try:
-                _part(folder, number, *work, lambda _: None)
+                _part(folder, number, work, lambda _: None)
                 os._exit(0)
             except BaseException as error:  # noqa: BLE001  told by the file, since nothing may be raised past a fork
                 (folder / f"error-{number}").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
                 os._exit(1)
         children.append(child)
     try:
-        _part(folder, 0, *works[0], lambda count: done(count * len(works)))
+        _part(folder, 0, works[0], lambda count: done(count * len(works)))
     finally:
         states = [os.waitpid(child, 0)[1] for child in children]
     for number, state in enumerate(states, 1):
@@ -195,15 +206,13 @@ def _side_by_side(folder: Path, works: Sequence[tuple[Any, ...]], done: Callable
 def _part(
     folder: Path,
     number: int,
-    records: Stored,
-    span: tuple[int, int],
-    kind: str,
-    fate: Callable[[Record], Fate],
+    work: Work,
     done: Callable[[int], None],
 ) -> None:
     """Rows of the records from `span[0]` to before `span[1]`, in files that end in `-number`."""
+    records, span, kind, fate = work
     names = (*PARTS, "ids", "flags", "flag_rows")
-    files = {name: open(folder / f"{name}-{number}", "wb") for name in names}  # noqa: SIM115  closed below
+    files = {name: (folder / f"{name}-{number}").open("wb") for name in names}
     problems: dict[int, Problem] = {}
     try:
         for place, record in enumerate(records[span[0] : span[1]], span[0]):

@@ -97,7 +97,7 @@ def _rows(parts: Parts, settings: TuneSettings) -> tuple[list[Record], list[str]
 
 def _losses(
     folders: Sequence[Path], settings: TuneSettings, records: Sequence[Record]
-) -> tuple[list[list[tuple[float, int]]], list[int]]:
+) -> tuple[list[list[tuple[float, int]]], Sequence[int]]:
     """(nats, tokens) of each row under each run, and the numbers of the rows: those too long are left out."""
     from ..inference.loading import open_target
     from ..prompts.lengths import fit
@@ -105,7 +105,7 @@ def _losses(
     from .memory import look_tokens
 
     losses: list[list[tuple[float, int]]] = []
-    kept: list[int] = []
+    kept: Sequence[int] = []
     for folder in folders:
         loaded = open_target(str(folder), precision=settings.precision, offline=settings.offline)
         limit = settings.max_length or loaded.backbone.default_length

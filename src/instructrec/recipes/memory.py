@@ -133,7 +133,7 @@ def look_tokens(batch_tokens: int) -> int:
     return max(batch_tokens, min(4 * batch_tokens, LOOK_TOKENS))
 
 
-def look_batches(rows: Sequence[Rendered], lengths: Sequence[int], most: int) -> list[Shape]:
+def look_batches(rows: Sequence[Rendered], lengths: Sequence[int] | NDArray[Any], most: int) -> list[Shape]:
     """The shapes in which held-out rows are looked at, `most` tokens together."""
     from ..training.batching import by_length
 

@@ -69,7 +69,8 @@ def check_positions(fitted: Fitted, plan: ReadingPlan, backbone: Backbone, on_lo
         return fitted
     if on_long != "drop":
         lower = " or ".join(["--strokes"] * (plan.most > 1) + ["--slots"] * (plan.slots > 0))
-        told = f"positions when read {plan.describe()}, over the model's {limit:,}; lower {lower}, or choose --on-long=drop"
+        told = f"positions when read {plan.describe()}, over the model's {limit:,}"
+        told += f"; lower {lower}, or choose --on-long=drop"
         places = over.tolist()
         raise DataError([rows[place].origin.problem("length", f"{sizes[place]:,} {told}") for place in places])
     console.note(f"{len(over)} rows dropped: more positions when read {plan.describe()} than the model has")

@@ -19,7 +19,7 @@ from ..data.index import large
 from ..data.mixing import Mixture, counts, shares
 from ..data.places import files_of as found_files
 from ..data.places import size_of
-from ..data.readers import read
+from ..data.readers import How, read_as
 from ..data.records import Part, Record, Rows, merge
 from ..data.streams import PACKED
 from ..errors import InputError
@@ -46,13 +46,15 @@ def read_rows(
     for number, source in enumerate(sources):
         target = rejected.with_stem(f"{rejected.stem}-{number + 1}") if rejected and len(sources) > 1 else rejected
         how = source.model_dump(exclude={"path", "weight"}, exclude_none=True) if isinstance(source, Source) else {}
-        part = read(
+        part = read_as(
             source.path if isinstance(source, Source) else source,
-            format=how.get("format", settings.format),
-            columns=how.get("columns", settings.columns),
-            instruction=how.get("instruction", settings.instruction),
-            labels=how.get("labels", settings.labels),
-            on_bad_row=settings.on_bad_row,
+            How.of(
+                how.get("format", settings.format),
+                how.get("columns", settings.columns),
+                how.get("instruction", settings.instruction),
+                how.get("labels", settings.labels),
+                settings.on_bad_row,
+            ),
             rejected=target,
             offline=settings.offline,
             on_disk=stay,

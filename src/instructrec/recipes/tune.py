@@ -469,7 +469,8 @@ def _spread(records: Sequence[Record], most: int, seed: int) -> list[Record]:
     numbers, _ = tasks(records)
     order = np.argsort(numbers, kind="stable")
     found, first = np.unique(numbers, return_index=True)  # the tasks in the order of their first records
-    groups = dict(zip(found.tolist(), np.split(order, np.cumsum(np.bincount(numbers + 1)[found + 1])[:-1]), strict=True))
+    ends = np.cumsum(np.bincount(numbers + 1)[found + 1])
+    groups = dict(zip(found.tolist(), np.split(order, ends[:-1]), strict=True))
     draw, chosen = np.random.default_rng(seed), []
     share = max(1, most // len(groups))
     for task in found[np.argsort(first)].tolist():

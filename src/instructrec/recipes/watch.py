@@ -128,7 +128,7 @@ class Watcher:
     ) -> None:
         self.model, self.backbone, self.renderer, self.group = model, backbone, renderer, group
         self.settings, self.autocast = settings, autocast
-        self.rendered: dict[str, list[Rendered]] = {}
+        self.rendered: dict[str, Sequence[Rendered]] = {}
         self.records: dict[str, list[Record]] = {}
         self.sizes: dict[str, int] = {}
         for name, records in parts.sets.items():

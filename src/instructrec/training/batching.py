@@ -61,7 +61,9 @@ class Layout:
         return Batch(*parts, tuple(numbers), laid.passes)
 
 
-def by_length(lengths: Sequence[int], order: Sequence[int], tokens: int, rows: int | None) -> list[list[int]]:
+def by_length(
+    lengths: Sequence[int] | NDArray[Any], order: Sequence[int], tokens: int, rows: int | None
+) -> list[list[int]]:
     """Cut `order` into micro-batches of at most `tokens` tokens, padding included, and at most `rows` rows.
 
     A row longer than `tokens` gets a batch of its own.

@@ -136,7 +136,9 @@ def plan_steps(
         numbers.append(part.numbers)
         batch_ends.append(part.ends + rows_before)
         step_ends.append(ends + batches_before)
-        rows_before, batches_before, done = rows_before + len(part.numbers), batches_before + len(part), done + len(ends)
+        rows_before += len(part.numbers)
+        batches_before += len(part)
+        done += len(ends)
         epoch += 1
         if plan.max_steps is not None and done >= plan.max_steps:
             break

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
 from .. import console
 from ..errors import EnvironmentFault, InputError, InstructRecError
@@ -188,7 +189,7 @@ def together() -> Iterator[Processes]:
         raise
 
 
-def share(batches: Sequence[list[int]], lengths: Sequence[int], count: int) -> list[list[list[int]]]:
+def share(batches: Sequence[list[int]], lengths: Sequence[int] | NDArray[Any], count: int) -> list[list[list[int]]]:
     """Micro-batches of a step dealt to `count` processes: each row once.
 
     The largest are halved until all processes have equally many; with fewer rows than processes, some have none.

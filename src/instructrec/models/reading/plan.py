@@ -133,13 +133,13 @@ class ReadingPlan:
         opened = ordered[: min(len(ordered), 1 + stage)]
         return int(opened[np.random.default_rng([seed, step, 77]).integers(len(opened))])
 
-    def tokens(self, instruction: int, answer: int, strokes: int, deep: bool | None = None) -> int:
-        """Tokens that go through the backbone for a row of `instruction` and `answer` tokens."""
+    def tokens(self, instruction: Any, answer: Any, strokes: int, deep: bool | None = None) -> Any:
+        """Tokens that go through the backbone for a row of `instruction` and `answer` tokens; also of arrays."""
         answers = strokes if (self.deep if deep is None else deep) else 1
         return strokes * instruction + answers * answer
 
-    def last_position(self, instruction: int, answer: int, strokes: int) -> int:
-        """Positions that a row takes."""
+    def last_position(self, instruction: Any, answer: Any, strokes: int) -> Any:
+        """Positions that a row takes; also of arrays."""
         return self.slots + (1 if self.mix == "gated" else strokes) * instruction + answer
 
     def to_json(self) -> dict[str, Any]:
