@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructrec.data.records import Record
-from instructrec.data.splits import HeldOut, plan_held_out, split, wording_key
+from instructrec.data.facts import wording_key
+from instructrec.data.splits import HeldOut, plan_held_out, split
 from instructrec.errors import InputError
 
 
