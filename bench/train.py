@@ -57,9 +57,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "trl_grouped": _BF16 | {"config": _PLAIN},
     "trl_split": _BF16 | {"config": _PLAIN | {"gradient_accumulation_steps": 4}},
     "trl_padding_free": _BF16 | {"config": _PLAIN | {"padding_free": True}},
-    "trl_packed": _BF16
-    | {"config": {"gradient_checkpointing": False, "packing": True, "rows": 1}},
+    "trl_packed": _BF16 | {"config": {"gradient_checkpointing": False, "packing": True, "rows": 1}},
 }
+_ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+ARMS["trl_allocator"] = ARMS["trl_grouped"] | {"environment": _ALLOCATOR}  # what we set for ourselves
 MAIN = ("ours", "trl", "trl_grouped")
 
 Row = dict[str, Any]
@@ -170,6 +175,9 @@ def work(model: str, rows: Sequence[Row]) -> float:
 def measure(job: dict[str, Any], python: str) -> dict[str, Any]:
     """What one process tells."""
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    if job["arm"]["side"] == "ours":  # as the command line sets it
+        environment["THP_MEM_ALLOC_ENABLE"] = "1"
+    environment |= job["arm"].get("environment", {})
     processes = job["arm"].get("processes", 1)
     if job["device"] == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""

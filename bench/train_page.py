@@ -20,6 +20,7 @@ NAMES = {
     "trl_grouped": "TRL, bf16 weights, grouped by length",
     "trl_split": "TRL, bf16 weights, grouped by length, micro-batches of a quarter",
     "trl_padding_free": "TRL, bf16 weights, grouped by length, padding-free",
+    "trl_allocator": "TRL, bf16 weights, grouped by length, memory kept as we do",
     "trl_packed": "TRL, bf16 weights, packed to 1,024 tokens",
 }
 Key = tuple[str, str, int, str]  # set, device, threads, arm
@@ -96,7 +97,9 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
     groups = by_arm(found)
     for name, device, threads in sorted({key[:3] for key in groups}, key=lambda key: (key[1], -key[2], key[0])):
         where = device if device == "cuda" else f"{threads} thread{'s' if threads > 1 else ''}"
-        rows = next(one["batch_rows"] for key, part in groups.items() if key[:3] == (name, device, threads) for one in part)
+        rows = next(
+            one["batch_rows"] for key, part in groups.items() if key[:3] == (name, device, threads) for one in part
+        )
         lines += [f"## {titles[name]}, {rows} to a step, {where}", ""]
         lines += ["| | runs | supervised tokens/s | tokens/s | share | memory, MB | loss | ours against it |"]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |"]

@@ -124,13 +124,14 @@ def ours(job: Job) -> dict[str, Any]:
     from instructrec.models.methods.through_peft import uncast
     from instructrec.models.reading import ReadingPlan
     from instructrec.prompts.template import Rendered
+    from instructrec.recipes.memory import held
     from instructrec.recipes.reading import behind
     from instructrec.training.loop import Hooks, Plan, Training
     from instructrec.training.monitor import Monitor
     from instructrec.training.processes import together
 
     arm, device = job["arm"], job["device"]
-    with together() as group:
+    with together() as group, held():
         dtype = backbones.compute_dtype(arm.get("precision", "auto"))
         backbone = backbones.load(job["model"], dtype=dtype, offline=True)
         memory = Memory(device, backbone.model)
@@ -141,9 +142,7 @@ def ours(job: Job) -> dict[str, Any]:
         if arm.get("checkpointing"):
             tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             tuned.enable_input_require_grads()
-        accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no"
-        )
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
         plan = Plan(
             epochs=1,
             batch_tokens=arm.get("batch_tokens", 1 << 30),
@@ -220,6 +219,7 @@ def trl(job: Job) -> dict[str, Any]:
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
+            completion_only_loss=True,  # its default with ready token ids is to supervise all of them
             use_cpu=device == "cpu",
             **given,
         )

@@ -171,9 +171,11 @@ def per_layer(model: Architecture, tuned: Method, shape: Shape, half: bool) -> i
     queries, keys = model.heads * model.head, model.groups * model.head
     blocks = -(-shape.tokens // BLOCK)
     copies = (blocks + 1) / 2  # each block of queries keeps its own copy of the keys and values that it sees
-    kept: float = model.norms * model.width * 4  # a norm works on fp32, and keeps what it was given
-    kept += model.norms * model.width * 4 if tuned.norms else 0
-    kept += model.norms * model.width * 4 if half else 0  # the stream of the residuals beside its copies in fp32
+    # Norms of norms.py keep what they were given, the stream of the residuals; where norms are trained too, models' own
+    # are at work: they keep copies in fp32, beside the stream where it is not fp32 itself.
+    kept: float = model.norms * model.width * size
+    if tuned.norms:
+        kept = model.norms * model.width * (12 if half else 8)
     kept += (queries + 2 * keys * copies) * size
     if model.kind in _HEAD_NORMS:
         kept += (queries + keys) * 4
@@ -250,11 +252,10 @@ def footprint(
     layer = per_layer(model, tuned, shape, half)
     stream = shape.rows * shape.tokens * model.width * size
     activations = stream * model.layers + layer if checkpointing else layer * model.layers + 2 * stream
-    # Logits, their logarithms and the gradient of either; in bf16 the head's own are kept beside.
-    logits = shape.targets * model.vocabulary * (14 if half else 12)
+    logits = 2 * shape.targets * model.vocabulary * size  # logits and probabilities, then those and the gradient
     seen = 0
     if look:
-        seen = look.targets * model.vocabulary * (10 if half else 8)
+        seen = look.targets * model.vocabulary * size
         seen += look.rows * look.tokens * (3 * model.inner + 4 * model.width) * size
     return Footprint(
         weights=0 if tuned.inputs is None else total * size,  # else they are what is trained, in fp32

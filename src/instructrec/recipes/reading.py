@@ -91,7 +91,11 @@ def behind(
     checkpoint: Path | None,
 ) -> Any:
     """The attached model behind its reading plan, as it starts or as a checkpoint has it; where an instruction is
-    read once, the model itself."""
+    read once, the model itself. From here on it computes as it is quickest to train (models/lowrank.py, norms.py)."""
+    from ..models import lowrank, norms  # PEFT comes with them
+
+    lowrank.quicken(model)
+    norms.quicken(model)
     if plan.plain:
         install(model.get_base_model() if hasattr(model, "get_base_model") else model)  # quicker on a processor
         return model
