@@ -124,14 +124,14 @@ def ours(job: Job) -> dict[str, Any]:
     from instructrec.models.methods.through_peft import uncast
     from instructrec.models.reading import ReadingPlan
     from instructrec.prompts.template import Rendered
-    from instructrec.recipes.memory import held
+    from instructrec.recipes.memory import keeping_memory
     from instructrec.recipes.reading import behind
     from instructrec.training.loop import Hooks, Plan, Training
     from instructrec.training.monitor import Monitor
     from instructrec.training.processes import together
 
     arm, device = job["arm"], job["device"]
-    with together() as group, held():
+    with together() as group, keeping_memory():
         dtype = backbones.compute_dtype(arm.get("precision", "auto"))
         backbone = backbones.load(job["model"], dtype=dtype, offline=True)
         memory = Memory(device, backbone.model)

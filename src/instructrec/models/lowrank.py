@@ -17,7 +17,7 @@ from torch.nn import functional
 
 
 class _Update(torch.autograd.Function):
-    """Outputs [M, O] of inputs [M, I] with W [O, I] frozen, bias [O] or None, A [R, I], and B [O, R], all of one dtype."""
+    """Outputs [M, O] of inputs [M, I], W [O, I] and bias [O] or None, which are frozen, A [R, I] and B [O, R]."""
 
     @staticmethod
     def forward(  # type: ignore[override]

@@ -57,7 +57,7 @@ class Meter:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def keeping_memory() -> Iterator[None]:
     """While this lasts, the C library keeps what is given back to it, for the next step: asking the system for the same
     pages in every step, and having them zeroed, takes a thirtieth of it. Nothing happens where it is not glibc."""
     try:

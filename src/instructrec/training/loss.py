@@ -16,7 +16,6 @@ from ..prompts.template import Rendered
 from .batching import Batch, Layout, by_length
 from .processes import ALONE, Processes
 
-
 _ROWS = 16  # positions whose probabilities are worked out together: they stay in the processor's cache
 
 
