@@ -38,7 +38,7 @@ DATA = ROOT.parent / "shared" / "data"
 OUT = ROOT / "docs" / "results"
 SIDE = Path(__file__).with_name("train_side.py")
 LONG = 1024  # tokens of a long row
-HELD = 24  # rows on which the loss is compared afterwards
+HELD = 12  # rows on which the loss is compared afterwards
 RATE = 1e-3
 
 # What each arm differs in from the defaults of its side.
@@ -82,9 +82,9 @@ class Set:
 
 SETS = {
     "cpu": {
-        "short": Set("short rows: banking77", 16, 6),
-        "middle": Set("middle rows: p3_mini", 8, 6),
-        "long": Set("rows of 1,024 tokens", 1, 5),
+        "short": Set("short rows: banking77", 16, 4),
+        "middle": Set("middle rows: p3_mini", 8, 5),
+        "long": Set("rows of 1,024 tokens", 1, 4),
     },
     "gpu": {
         "short": Set("short rows: banking77", 128, 25, 5),
@@ -150,7 +150,7 @@ def rows_of(name: str, size: str, seed: int, renderer: Any) -> tuple[list[Row], 
     random.Random(seed).shuffle(chosen)
     one = SETS[size][name]
     count = one.rows * (one.steps + one.warm)
-    held = HELD if name != "long" else HELD // 4
+    held = HELD if name != "long" else HELD // 3
     return chosen[:count], chosen[count : count + held]
 
 
