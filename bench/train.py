@@ -65,7 +65,7 @@ _ALLOCATOR = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 ARMS["trl_allocator"] = ARMS["trl_grouped"] | {"environment": _ALLOCATOR}  # what we set for ourselves
-MAIN = ("ours", "trl", "trl_grouped")
+MAIN = ("ours", "trl", "trl_allocator")
 
 Row = dict[str, Any]
 
