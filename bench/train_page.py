@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,20 @@ def speed(one: Result) -> float:
     return float(one["tokens"]) / float(one["seconds"])
 
 
+def per_core(one: Result) -> float:
+    """Tokens a second of processor time: what stays of a speed where other work takes its part of the cores."""
+    return float(one["tokens"]) / float(one["processor_seconds"])
+
+
 def share(one: Result) -> float:
     """Of the speed at which the same rows would be done if matrix products were all there is."""
     return float(one["operations"]) / (float(one["rate"]) * float(one["seconds"]))
 
 
-def ratio(ours: Sequence[Result], other: Sequence[Result]) -> float | None:
+def ratio(ours: Sequence[Result], other: Sequence[Result], of: Callable[[Result], float] = speed) -> float | None:
     """Median over rounds of the speeds' ratio; None without a common round."""
-    theirs = {one["round"]: speed(one) for one in other}
-    common = [speed(one) / theirs[one["round"]] for one in ours if one["round"] in theirs]
+    theirs = {one["round"]: of(one) for one in other}
+    common = [of(one) / theirs[one["round"]] for one in ours if one["round"] in theirs]
     return statistics.median(common) if common else None
 
 
@@ -60,7 +65,7 @@ def _spread(values: Sequence[float]) -> str:
 def _row(groups: Mapping[Key, list[Result]], key: Key) -> str:
     results = groups[key]
     own = groups.get((*key[:3], "ours"), [])
-    faster = ratio(own, results)
+    faster, lighter = ratio(own, results), ratio(own, results, per_core)
     median = statistics.median
     losses = _spread([one["held_loss"] for one in results])
     parts = [
@@ -68,10 +73,11 @@ def _row(groups: Mapping[Key, list[Result]], key: Key) -> str:
         str(len(results)),
         f"{median(one['supervised'] / one['seconds'] for one in results):,.0f}",
         f"{median(speed(one) for one in results):,.0f}",
+        f"{median(per_core(one) for one in results):,.0f}",
         f"{median(share(one) for one in results):.0%}",
         f"{median(one['memory'] for one in results) / 1e6:,.0f}",
         losses,
-        "" if faster is None or key[3] == "ours" else f"{faster:.2f}",
+        "" if faster is None or lighter is None or key[3] == "ours" else f"{faster:.2f}, {lighter:.2f}",
     ]
     return "| " + " | ".join(parts) + " |"
 
@@ -83,13 +89,16 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
     lines = ["# Speed and memory of tuning", "", "`make bench-train`" + ("" if found else ": nothing measured yet.")]
     lines += [
         "",
-        f"Commit {', '.join(commits)}; {', '.join(versions)}. LoRA of rank 16 on all linear layers; both sides get the",
-        "same token ids, flags of what is supervised, rows to a step, steps and learning rate. Speeds are medians over",
-        "runs in processes of their own, the sides taking turns, without the first step; tokens are those of rows,",
-        "padding left out. Share: of the speed if the matrix products that the rows need (forward, and backward for",
-        "inputs, bench/cost.py; recomputation and the adapter left out) were all there is, at the rate of a large",
-        "product in the same process. Memory: the most above the process with the model loaded. Loss: nats a token on",
-        "rows kept out, after the steps, median and range. Ours against it: median of the rounds' ratios of speed.",
+        f"Commit {', '.join(commits)}; {', '.join(versions)}.",
+        "LoRA of rank 16 on all linear layers; both sides get the same token ids, flags of what is supervised,",
+        "rows to a step, steps and learning rate. Medians over runs in processes of their own, the sides taking",
+        "turns, without the first step. Tokens are those of rows, padding left out. A core: tokens a second of",
+        "processor time, which other work on the machine changes little. Share: of the speed if the matrix",
+        "products that the rows need (forward, and backward for inputs, bench/cost.py; recomputation and the",
+        "adapter left out) were all there is, at the rate of a large product in the same process. Memory: the most",
+        "above the process with the model loaded. Loss: nats a token on rows kept out, after the steps, median and",
+        "range. Ours against it: medians of the rounds' ratios, of tokens a second and of tokens a second of",
+        "processor time.",
         "",
         "![Speed against memory](train.png)",
         "",
@@ -101,8 +110,8 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
             one["batch_rows"] for key, part in groups.items() if key[:3] == (name, device, threads) for one in part
         )
         lines += [f"## {titles[name]}, {rows} to a step, {where}", ""]
-        lines += ["| | runs | supervised tokens/s | tokens/s | share | memory, MB | loss | ours against it |"]
-        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |"]
+        lines += ["| | runs | supervised tokens/s | tokens/s | a core | share | memory, MB | loss | ours against it |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"]
         lines += [_row(groups, (name, device, threads, arm)) for arm in NAMES if (name, device, threads, arm) in groups]
         lines.append("")
     return "\n".join(lines)
@@ -139,4 +148,4 @@ def draw(found: Sequence[Result], titles: Mapping[str, str], file: Path) -> None
     figure.savefig(file, dpi=110)
 
 
-__all__ = ["NAMES", "by_arm", "draw", "page", "ratio", "share", "speed"]
+__all__ = ["NAMES", "by_arm", "draw", "page", "per_core", "ratio", "share", "speed"]
