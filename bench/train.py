@@ -82,9 +82,9 @@ class Set:
 
 SETS = {
     "cpu": {
-        "short": Set("short rows: banking77", 16, 4),
-        "middle": Set("middle rows: p3_mini", 8, 5),
-        "long": Set("rows of 1,024 tokens", 1, 4),
+        "short": Set("short rows: banking77", 16, 3),
+        "middle": Set("middle rows: p3_mini", 8, 4),
+        "long": Set("rows of 1,024 tokens", 1, 3),
     },
     "gpu": {
         "short": Set("short rows: banking77", 128, 25, 5),
