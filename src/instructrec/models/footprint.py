@@ -171,11 +171,9 @@ def per_layer(model: Architecture, tuned: Method, shape: Shape, half: bool) -> i
     queries, keys = model.heads * model.head, model.groups * model.head
     blocks = -(-shape.tokens // BLOCK)
     copies = (blocks + 1) / 2  # each block of queries keeps its own copy of the keys and values that it sees
-    # Norms of norms.py keep what they were given, the stream of the residuals; where norms are trained too, models' own
-    # are at work: they keep copies in fp32, beside the stream where it is not fp32 itself.
-    kept: float = model.norms * model.width * size
-    if tuned.norms:
-        kept = model.norms * model.width * (12 if half else 8)
+    kept: float = model.norms * model.width * 4  # a norm works on fp32, and keeps what it was given
+    kept += model.norms * model.width * 4 if tuned.norms else 0
+    kept += model.norms * model.width * 4 if half else 0  # the stream of the residuals beside its copies in fp32
     kept += (queries + 2 * keys * copies) * size
     if model.kind in _HEAD_NORMS:
         kept += (queries + keys) * 4

@@ -1,7 +1,6 @@
-"""LoRA's layers and norms computed in fewer passes equal PEFT's and the models' own: values and gradients; where they
-are more than that, nothing changes.
+"""LoRA's layers computed in one go equal PEFT's: values and gradients; where they are more than LoRA, nothing changes.
 
-M tokens, I inputs, O outputs, R rank, D width.
+M tokens, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from peft.tuners.lora.layer import Linear
 
 import learning
 import tiny
-from instructrec.models import lowrank, norms
+from instructrec.models import lowrank
 from instructrec.models.lowrank import Quick
 from instructrec.models.methods import get
 from instructrec.training.batching import collate
@@ -138,59 +137,9 @@ def test_under_autocast_it_is_at_least_as_exact_as_peft() -> None:
 def test_a_copy_computes_with_its_own_weights() -> None:
     model = attached().float()
     lowrank.quicken(model)
-    norms.quicken(model)
     other = copy.deepcopy(model)
     loss, _ = gradients(model)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(0.5)
     assert gradients(other)[0] != pytest.approx(loss, abs=1e-3) and gradients(model)[0] == loss
-
-
-# -- norms ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen", "gemma"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms_of_every_fashion_are_found_by_trying(kind: str, dtype: torch.dtype) -> None:
-    model = tiny.model(kind, dtype=dtype).requires_grad_(False)
-    own = copy.deepcopy(model)
-    norms.quicken(model)
-    pairs = [(a, b) for a, b in zip(model.modules(), own.modules(), strict=True) if "RMSNorm" in type(a).__name__]
-    assert len(pairs) >= 5 and all("forward" in vars(quick) for quick, _ in pairs)
-    close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
-    for quick, plain in pairs:
-        rows = torch.randn(2, 7, plain.weight.shape[0], dtype=dtype)
-        one, other = (rows.clone().requires_grad_() for _ in range(2))
-        got, wanted = quick(one), plain(other)
-        assert "Norm" in type(got.grad_fn.next_functions[0][0]).__name__
-        torch.testing.assert_close(got, wanted, **close)
-        weight = torch.randn(got.shape, dtype=dtype)
-        (got * weight).sum().backward()
-        (wanted * weight).sum().backward()
-        torch.testing.assert_close(one.grad, other.grad, **close)
-
-
-def test_gradients_of_a_norm_agree_with_numeric_ones() -> None:
-    rows, weight = torch.randn(3, 8, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64)
-    for early in (True, False):
-        assert torch.autograd.gradcheck(lambda x, early=early: norms._Norm.apply(x, weight, 1e-5, early), (rows,))
-
-
-def test_a_norm_that_is_trained_or_is_another_stays_as_it_is() -> None:
-    class OddRMSNorm(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-5
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * self.weight / x.abs().mean(-1, keepdim=True)
-
-    odd = torch.nn.Sequential(OddRMSNorm()).requires_grad_(False)
-    norms.quicken(odd)
-    assert "forward" not in vars(odd[0])
-    model = tiny.model("llama")
-    norms.quicken(model)
-    norm = model.model.norm
-    norm(torch.randn(2, 3, tiny.WIDTH, requires_grad=True)).sum().backward()
-    assert norm.weight.grad is not None and norm.weight.grad.abs().sum() > 0
