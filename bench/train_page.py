@@ -47,7 +47,8 @@ def per_core(one: Result) -> float:
 
 def share(one: Result) -> float:
     """Of the speed at which the same rows would be done if matrix products were all there is."""
-    return float(one["operations"]) / (float(one["rate"]) * float(one["seconds"]))
+    spent = one["seconds" if one["device"] == "cuda" else "processor_seconds"]
+    return float(one["operations"]) / (float(one["rate"]) * float(spent))
 
 
 def ratio(ours: Sequence[Result], other: Sequence[Result], of: Callable[[Result], float] = speed) -> float | None:
@@ -95,10 +96,10 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
         "turns, without the first step. Tokens are those of rows, padding left out. A core: tokens a second of",
         "processor time, which other work on the machine changes little. Share: of the speed if the matrix",
         "products that the rows need (forward, and backward for inputs, bench/cost.py; recomputation and the",
-        "adapter left out) were all there is, at the rate of a large product in the same process. Memory: the most",
-        "above the process with the model loaded. Loss: nats a token on rows kept out, after the steps, median and",
-        "range. Ours against it: medians of the rounds' ratios, of tokens a second and of tokens a second of",
-        "processor time.",
+        "adapter left out) were all there is, at the rate of a large product in the same process, both in",
+        "processor time (on CUDA by the clock). Memory: the most above the process with the model loaded. Loss:",
+        "nats a token on rows kept out, after the steps, median and range. Ours against it: medians of the rounds'",
+        "ratios, of tokens a second and of tokens a second of processor time.",
         "",
         "![Speed against memory](train.png)",
         "",

@@ -115,11 +115,11 @@ def test_ratios_are_medians_over_rounds() -> None:
     groups = train_page.by_arm(found)
     ours, other = groups["short", "cpu", 2, "ours"], groups["short", "cpu", 2, "trl"]
     assert train_page.ratio(ours, other) == 2.0 and train_page.ratio(ours, []) is None
-    assert train_page.share(found[0]) == 0.5
+    assert train_page.share(found[0]) == 0.2 and train_page.share(found[0] | {"device": "cuda"}) == 0.5
     lines = train_page.page(found, {"short": "short rows"}).splitlines()
     assert "## short rows, 16 to a step, 2 threads" in lines
-    assert "| InstructRec | 3 | 20 | 200 | 100 | 40% | 500 | 2.100 (2.000 to 2.200) |  |" in lines
-    assert any(line.endswith("| 8 | 83 | 100 | 17% | 500 | 2.100 (2.000 to 2.200) | 2.00, 1.00 |") for line in lines)
+    assert "| InstructRec | 3 | 20 | 200 | 100 | 20% | 500 | 2.100 (2.000 to 2.200) |  |" in lines
+    assert any(line.endswith("| 8 | 83 | 100 | 20% | 500 | 2.100 (2.000 to 2.200) | 2.00, 1.00 |") for line in lines)
 
 
 def test_growth_of_a_known_power(tmp_path: Path) -> None:
