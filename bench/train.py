@@ -265,7 +265,9 @@ def _run(given: argparse.Namespace, folder: Path, model: str, make_renderer: Any
     tokenizer, _, kind = backbones.load_tokenizer(model, offline=True)
     renderer = make_renderer(tokenizer, "auto", "", default=kind.template, closed=kind.closed)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"machine-{given.device}.md", describe() + "\n")
+    machine = folder / f"machine-{given.device}.md"
+    if not machine.exists():  # how much memory is free changes, and a changed file would stand in every result
+        write_text(machine, describe() + "\n")
     measure_all(given, folder, model, renderer)
     return _write(given, folder)
 
