@@ -235,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning lose eightfold as soon as another program wants a core; OpenMP reads this when
     # torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in large pages, where programs may choose
     arguments, debug = _arguments(sys.argv[1:] if argv is None else argv)
     try:
         for stream in (sys.stdout, sys.stderr):

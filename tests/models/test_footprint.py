@@ -71,7 +71,7 @@ def test_parts_follow_the_settings() -> None:
     plain = at()
     assert plain.weights == 4 * model.parameters() == 2 * at(half=True).weights
     assert plain.optimizer == 2 * plain.gradients == 2 * plain.trained == 8 * tuned.parameters
-    assert at(two).activations == 2 * plain.activations and at(two).logits == 2 * plain.logits == 100 * 1000 * 12
+    assert at(two).activations == 2 * plain.activations and at(two).logits == 2 * plain.logits == 100 * 1000 * 8
     assert at(checkpointing=True).activations < plain.activations / 2
     assert at(half=True).activations < plain.activations
     assert at(processor=False).allocator == 0 < plain.allocator

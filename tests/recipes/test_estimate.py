@@ -60,7 +60,7 @@ def test_rows_tell_how_long_they_are(capsys: Any, base: Path, table: Path) -> No
     ("settings", "advice"),
     [
         ({"method": "full", "batch_tokens": 16}, "--method lora"),
-        ({"precision": "fp32", "batch_tokens": 8192}, "--checkpointing (a third more time)"),
+        ({"precision": "bf16", "batch_tokens": 8192}, "--checkpointing (a third more time)"),
         ({"precision": "bf16", "batch_tokens": 8192, "checkpointing": True}, "--batch-tokens 4096 --accumulation 2"),
     ],
 )

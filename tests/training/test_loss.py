@@ -10,7 +10,7 @@ import torch
 import learning
 import tiny
 from instructrec.training.batching import collate
-from instructrec.training.loss import logits_at, mean_loss, row_losses, token_losses
+from instructrec.training.loss import _ROWS, _Likelihood, logits_at, mean_loss, row_losses, token_losses
 
 LENGTHS = [9, 40, 3, 25, 1, 60]
 
@@ -110,3 +110,25 @@ def test_row_losses_keep_the_order_and_the_mode(kind: str) -> None:
 def test_the_mean_is_over_tokens_and_not_over_rows() -> None:
     assert mean_loss([(3.0, 1), (3.0, 5)]) == 1.0
     assert mean_loss([(0.0, 0)]) != mean_loss([(0.0, 0)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, _ROWS, 2 * _ROWS + 3])
+def test_losses_and_gradients_are_those_of_cross_entropy(dtype: torch.dtype, count: int) -> None:
+    draw = torch.Generator().manual_seed(count)
+    one = (torch.randn(count, 50, generator=draw) * 5).to(dtype).requires_grad_()
+    targets = torch.randint(0, 50, (count,), generator=draw)
+    other = one.detach().clone().requires_grad_()
+    wide = other.float() if dtype == torch.bfloat16 else other
+    wanted = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    got = _Likelihood.apply(one, targets)
+    assert got.dtype == wanted.dtype
+    torch.testing.assert_close(got, wanted)
+    weight = torch.rand(count, generator=draw, dtype=got.dtype)
+    (got * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    # Each is rounded to bf16 at another place: the probability here, its multiple there.
+    bound = {"rtol": 2e-2, "atol": 1e-4} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(one.grad, other.grad, **bound)
+    with torch.no_grad():
+        torch.testing.assert_close(_Likelihood.apply(one, targets), wanted.detach())

@@ -250,11 +250,10 @@ def footprint(
     layer = per_layer(model, tuned, shape, half)
     stream = shape.rows * shape.tokens * model.width * size
     activations = stream * model.layers + layer if checkpointing else layer * model.layers + 2 * stream
-    # Logits, their logarithms and the gradient of either; in bf16 the head's own are kept beside.
-    logits = shape.targets * model.vocabulary * (14 if half else 12)
+    logits = 2 * shape.targets * model.vocabulary * size  # logits and probabilities, then those and the gradient
     seen = 0
     if look:
-        seen = look.targets * model.vocabulary * (10 if half else 8)
+        seen = look.targets * model.vocabulary * size
         seen += look.rows * look.tokens * (3 * model.inner + 4 * model.width) * size
     return Footprint(
         weights=0 if tuned.inputs is None else total * size,  # else they are what is trained, in fp32

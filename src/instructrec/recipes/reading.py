@@ -95,7 +95,10 @@ def behind(
     checkpoint: Path | None,
 ) -> Any:
     """The attached model behind its reading plan, as it starts or as a checkpoint has it; where an instruction is
-    read once, the model itself."""
+    read once, the model itself. From here on it computes as it is quickest to train (models/lowrank.py)."""
+    from ..models.lowrank import quicken  # PEFT comes with it
+
+    quicken(model)
     if plan.plain:
         install(model.get_base_model() if hasattr(model, "get_base_model") else model)  # quicker on a processor
         return model

@@ -21,7 +21,7 @@ from ..files import place, write_json
 from ..models.methods import Method, get, narrowed
 from ..settings import checked
 from .curve import check_curve, draw_curve
-from .memory import Ledger, Meter
+from .memory import Ledger, Meter, keeping_memory
 from .reading import behind, check_positions, one_answer_each, plan_of
 from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic, same_everywhere
 from .rows import MEMORY, Data, announce, mixture, name_of, read_rows, used
@@ -100,7 +100,7 @@ def _run(
     run.watched_files = {} if held is None else dict(held.files) or {MEMORY: digest(held.records)}
     from ..models.loading import quiet
 
-    with _quiet(), quiet():  # the library's bars for files and advice on caches
+    with _quiet(), quiet(), keeping_memory():  # the library's bars for files and advice on caches
         run.prepare()
         result = run.finished or run.train()
     if settings.learning_curve:

@@ -9,12 +9,45 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from ..models.kinds import kind_of, logits_at
 from ..prompts.template import Rendered
 from .batching import Batch, Layout, by_length
 from .processes import ALONE, Processes
+
+_ROWS = 16  # positions whose probabilities are worked out together: they stay in the processor's cache
+
+
+class _Likelihood(torch.autograd.Function):
+    """Cross-entropy [N] in fp32 (fp64 for fp64) of logits [N, V] and targets [N].
+
+    The gradient, probabilities less one at the target, is kept in the logits' own type; written out there would be
+    fp32 copies of the logits, of their logarithms and of either's gradient, the most that a step holds of anything.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
+        wanted = ctx.needs_input_grad[0]
+        losses = torch.empty(len(targets), dtype=wide, device=logits.device)
+        shares = torch.empty_like(logits) if wanted else logits
+        rows = _ROWS if logits.device.type == "cpu" else len(targets)
+        for start in range(0, len(targets), max(1, rows)):
+            part, target = logits[start : start + rows], targets[start : start + rows, None]
+            logs = torch.log_softmax(part.to(wide), dim=-1)
+            losses[start : start + rows] = -logs.gather(1, target)[:, 0]
+            if wanted:
+                shares[start : start + rows] = logs.exp_().scatter_add_(1, target, logs.new_full(target.shape, -1.0))
+        if wanted:
+            ctx.save_for_backward(shares)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (shares,) = ctx.saved_tensors
+        return shares * gradient[:, None].to(shares.dtype), None
 
 
 def token_losses(model: Any, batch: Batch) -> torch.Tensor:
@@ -23,9 +56,8 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
         logits = model(passes=batch.passes, positions=batch.positions)[0]  # [N, V]
     else:
         logits = kind_of(model).logits(model, batch)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return functional.cross_entropy(logits, batch.targets, reduction="none")
+    losses: torch.Tensor = _Likelihood.apply(logits, batch.targets)
+    return losses
 
 
 @torch.no_grad()
