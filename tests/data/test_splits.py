@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec.data.records import Record
 from instructrec.data.facts import wording_key
+from instructrec.data.records import Record
 from instructrec.data.splits import HeldOut, plan_held_out, split
 from instructrec.errors import InputError
 
