@@ -84,7 +84,7 @@ def drop_letters(text: str, kept: Sequence[Span], draw: Random) -> list[Edit]:
 def case(text: str, kept: Sequence[Span], draw: Random) -> list[Edit]:
     """Each word comes in capitals, without any, or begins with one, unless it does."""
     found = []
-    for match in _free_words(text, kept):
+    for match in free_words(text, kept):
         others = sorted({match[0].upper(), match[0].lower(), match[0].capitalize()} - {match[0]})
         if others:
             found.append((*match.span(), draw.choice(others)))
@@ -163,7 +163,7 @@ def swap_words(text: str, kept: Sequence[Span], draw: Random) -> list[Edit]:
 def synonyms(text: str, kept: Sequence[Span], draw: Random) -> list[Edit]:
     """Words become others of the same meaning, out of our own list."""
     known, found = words("en")["synonyms"], []
-    for match in _free_words(text, kept):
+    for match in free_words(text, kept):
         others = known.get(match[0].lower(), ())
         if re.search(r"\b[Aa]n? $", text[: match.start()]):  # "an object" is no "an thing"
             others = tuple(word for word in others if (word[0] in "aeiou") == (match[0][0].lower() in "aeiou"))
@@ -208,13 +208,14 @@ def variant(text: str, kept: Sequence[Span], draw: Random) -> list[Edit]:
     ]
 
 
-def _free_words(text: str, kept: Sequence[Span]) -> Iterator[re.Match[str]]:
+def free_words(text: str, kept: Sequence[Span]) -> Iterator[re.Match[str]]:
+    """Words of alphabetic scripts that may be damaged."""
     return (match for match in _WORD.finditer(text) if free(match.span(), kept))
 
 
 def _long(text: str, kept: Sequence[Span]) -> Iterator[re.Match[str]]:
     """Words long enough to be read with a wrong letter."""
-    return (match for match in _free_words(text, kept) if len(match[0]) >= LETTERS)
+    return (match for match in free_words(text, kept) if len(match[0]) >= LETTERS)
 
 
 def _listed(text: str, known: Sequence[str] | frozenset[str] | dict[str, object], kept: Sequence[Span]) -> list[Span]:

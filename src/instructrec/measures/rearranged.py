@@ -25,7 +25,8 @@ _BESIDE = (  # what points to where the text stands
     ("下面", "上面"), ("以下", "以上"), ("下列", "上列"), ("下方", "上方"), ("如下", "如上"),
 )  # fmt: skip
 _ITEM = re.compile(
-    r"^(?P<mark>[ \t]*(?:(?:[Oo]ption|[Cc]hoice|选项) ?)?(?:\(?(?P<name>[A-Ha-h]|\d{1,2}|[一二三四五六])[.):：、．）]|[-*•])[ \t]*)"
+    r"^(?P<mark>[ \t]*(?:(?:[Oo]ption|[Cc]hoice|选项) ?)?"
+    r"(?:\(?(?P<name>[A-Ha-h]|\d{1,2}|[一二三四五六])[.):：、．）]|[-*•])[ \t]*)"
     r"(?P<text>\S.*?)[ \t]*$",
     re.M,
 )

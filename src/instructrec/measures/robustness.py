@@ -29,10 +29,11 @@ def drop_rate(
     clusters: Sequence[Hashable] | None = None,
 ) -> Estimate | None:
     """PDR in percent of the clean score, over the same rows in the same order; below 0 where damage helps. None where
-    the clean score is 0: nothing can be lost. A resample without any clean score counts as no drop."""
+    the interval of the clean score reaches 0: a share of next to nothing says nothing. A resample without any clean
+    score counts as no drop. Raises ValueError if the numbers of rows differ."""
     if len(clean) != len(damaged):
         raise ValueError(f"want the same rows clean and damaged (got {len(clean)} and {len(damaged)})")
-    if clean.value <= 0:
+    if bootstrap(clean, resamples=resamples, seed=seed, clusters=clusters).low <= 0:
         return None
     split = clean.sums.shape[1]
 
