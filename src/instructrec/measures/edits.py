@@ -33,11 +33,15 @@ _NEAR = dict(
 )  # the keys around each one on a QWERTY keyboard
 
 
+def chosen(edits: Sequence[Edit], strength: float, draw: Random) -> list[Edit]:
+    """A share `strength` of edits, rounded up: one at least where strength is above 0. The same draw at a higher
+    strength gives the same ones and more."""
+    return draw.sample(list(edits), len(edits))[: count(strength, len(edits))]
+
+
 def edited(text: str, edits: Sequence[Edit], strength: float, draw: Random) -> str:
-    """The text with a share `strength` of its edits carried out, rounded up: one at least where strength is above 0."""
-    order = draw.sample(range(len(edits)), len(edits))
-    for number in sorted(order[: count(strength, len(edits))], key=lambda place: edits[place][0], reverse=True):
-        start, end, new = edits[number]
+    """The text with a share of its edits carried out."""
+    for start, end, new in sorted(chosen(edits, strength, draw), reverse=True):
         text = text[:start] + new + text[end:]
     return text
 

@@ -82,7 +82,7 @@ def damager(records: Sequence[Record], pool: Sequence[Record], labels: Any, seed
     return Damager(tuple(labels or ()), wordings_of([*records, *pool]), seed, parts)
 
 
-def show_damaged(records: Sequence[Record], number: int, seed: int) -> None:
+def show_damaged(records: Sequence[Record], number: int, seed: int = 0) -> None:
     """Print the first rows under each perturbation that changes them, as `evaluate` damages them."""
     ready = damager(records, (), label_set([record.answer for record in records if record.answer]), seed, PARTS[0])
     for record in records[:number]:

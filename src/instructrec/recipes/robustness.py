@@ -434,5 +434,7 @@ def show(report: Mapping[str, Any]) -> None:
     worst = [f"{value(found['clean'][arm])} → {value(found['worst_case'][arm])}" for arm in found["arms"]]
     rows.append(["Worst of them, row by row", "", found["rows"], *worst])
     metric = report["metrics"][found["metric"]]["label"]
-    title = f"{found['suite']} damaged: {metric}{f' in {unit}' if unit else ''} clean → damaged, what share is lost with its 95% interval"
+    title = (
+        f"{found['suite']} damaged: {metric}{f' in {unit}' if unit else ''}, clean → damaged, share lost (95% interval)"
+    )
     console.table(("", "strength", "rows", *(ARMS[arm] for arm in found["arms"])), rows, title=title)
