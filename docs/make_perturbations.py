@@ -21,7 +21,10 @@ ENGLISH = Record.of(
 )
 CHINESE = Record.of("请判断下面这条评论的情感是正面、负面还是中性。", "正面", input="物流很快，下次还买。", task="mood")
 LABELS = {"positive": ("positive", "negative", "neutral"), "正面": ("正面", "负面", "中性")}
-OTHERS = {ENGLISH.instruction: "Say if this review is positive, negative or neutral.", CHINESE.instruction: "说说这条评论是正面、负面还是中性。"}
+OTHERS = {
+    ENGLISH.instruction: "Say if this review is positive, negative or neutral.",
+    CHINESE.instruction: "说说这条评论是正面、负面还是中性。",
+}
 
 
 def samples() -> Iterator[str]:
