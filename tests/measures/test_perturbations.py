@@ -260,3 +260,22 @@ def test_wrong_parts_and_strengths() -> None:
         damaged(MOOD, "typos", 0.5, "answer")
     with pytest.raises(ValueError, match="1.5"):
         damaged(MOOD, "typos", 1.5)
+
+
+def test_strength_adds_on_in_long_texts_too() -> None:
+    found = edits.case(" ".join(["word"] * 300), [], Random(0))
+    few, many = (chosen(found, strength, Random(1)) for strength in (0.01, 0.9))
+    assert len(few) == 3 and {*few} < {*many}
+
+
+def test_chinese_labels_are_kept() -> None:
+    said = Said(
+        "请判断这条评论的情感是满意的还是失望的选择其中一个",
+        "物流很快下次还会再来买",
+        ("满意的",),
+        ("满意的", "失望的"),
+    )
+    for name in UNITS:
+        found = damaged(said, name, 1.0)
+        assert "满意的" in found.instruction and "失望的" in found.instruction
+    assert damaged(said, "homophones", 1.0).instruction != said.instruction
