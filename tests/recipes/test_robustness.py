@@ -139,6 +139,12 @@ def test_rows_are_drawn_by_seed_and_bounded(run: Path, tmp_path: Path) -> None:
 def test_none_means_none(run: Path, tmp_path: Path) -> None:
     found = instructrec.evaluate(run, MOODS[:2], arms="base", robustness="none", out=str(tmp_path), **QUICK)
     assert "robustness" not in found.report
+    found = instructrec.evaluate(run, MOODS[:2], arms="few_shot", out=str(tmp_path), **QUICK)  # nothing to compare with
+    assert "robustness" not in found.report
+    again = instructrec.evaluate(
+        run.parent / "base", MOODS[:2], arms="reread", strokes=2, perturbations="case", out=str(tmp_path), **QUICK
+    )
+    assert again.report["robustness"]["arms"] == ["reread"]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
         entry["notes"] = notes + entry["notes"]
         report["suites"].append(entry)
         answers += samples
-    if settings.robustness != "none":
+    if settings.robustness != "none" and arms != ["few_shot"]:  # whose examples depend on the row as it is
         report["robustness"] = _robustness(bench, suites[0], asked[0].budget, answers, settings)
     report["seconds"] = round(time.monotonic() - started, 1)
     write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))

@@ -72,8 +72,8 @@ class Trial:
 def robustness(bench: Bench, clean: Clean, settings: EvaluateSettings) -> dict[str, Any]:
     """What damage does to a suite that was answered: scores, drop rates, flips, worst case, curves, examples.
 
-    At most `settings.robustness_rows` rows are damaged, drawn by seed, for the base and the tuned model. Raises
-    InputError for perturbations that are not known.
+    At most `settings.robustness_rows` rows are damaged, drawn by seed, for the base and the tuned model, or for the
+    one that reads again where it is alone. Raises InputError for perturbations that are not known.
     """
     started = time.monotonic()
     level = settings.robustness
@@ -81,7 +81,7 @@ def robustness(bench: Bench, clean: Clean, settings: EvaluateSettings) -> dict[s
     number = settings.robustness_rows or ROWS[level]
     order = np.random.default_rng(settings.seed).permutation(len(clean.records))[:number]
     rows = sorted(order.tolist())
-    arms = [arm for arm in ("base", "tuned") if arm in clean.answers] or list(clean.answers)[-1:]
+    arms = [arm for arm in ("base", "tuned") if arm in clean.answers] or ["reread"]
     clean = replace(
         clean,
         records=[clean.records[row] for row in rows],
