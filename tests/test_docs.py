@@ -32,6 +32,7 @@ PAIRS = [
     ("docs/tutorial.md", "docs/tutorial.zh-CN.md"),
     ("docs/rrtransformer.md", "docs/rrtransformer.zh-CN.md"),
     ("docs/data.md", "docs/data.zh-CN.md"),
+    ("docs/robustness.md", "docs/robustness.zh-CN.md"),
 ]
 TWINS = [name for pair in PAIRS for name in pair]
 DOCUMENTS = [

@@ -51,6 +51,7 @@ def check(
         list[str] | None, typer.Option("--test", metavar="FILE", help="test rows, to look for overlap")
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, metavar="N", help="print N rows as the model sees them")] = 0,
+    damaged: Annotated[int, typer.Option("--show-damaged", min=0, metavar="N", help="print N rows, damaged")] = 0,
     flags: Flags = (),
 ) -> None:
     """Look at rows before they are used: faults, duplicates, contradictions, overlap, lengths."""
@@ -58,7 +59,7 @@ def check(
     files = _rows_files(resolved.data, "check")
     from .recipes.check import check as check_files
 
-    check_files(files, test or [], resolved.settings, show=show)
+    check_files(files, test or [], resolved.settings, show=show, damaged=damaged)
 
 
 def tune(items: Items = None, flags: Flags = ()) -> None:

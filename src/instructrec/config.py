@@ -350,6 +350,16 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
         None, description="how often an instruction is read; default: as often as in tuning"
     )
     batch_rows: PositiveInt = Field(32, description="rows answered at once")
+    robustness: Literal["quick", "full", "none"] = Field(
+        "quick", description="damage rows and measure again: some ways on few rows, all ways on more, or not at all"
+    )
+    robustness_rows: PositiveInt | None = Field(
+        None, description="rows damaged at most, drawn by seed; default: 40 (quick) or 200 (full)"
+    )
+    perturbations: str = Field("auto", description="ways of damage, some with a strength: typos,case:0.5")
+    damage: Literal["instruction", "input", "both"] = Field(
+        "instruction", description="what is damaged of a row; damage to an input can change what the right answer is"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
     out: str | None = Field(None, description="folder of the report; default: the run folder")
 

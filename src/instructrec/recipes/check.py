@@ -14,14 +14,17 @@ from ..data.consistency import examine
 from ..data.facts import column, tasks
 from ..data.records import Record, Rows
 from ..errors import InputError
+from .damage import show_damaged
 from .rows import announce, mixture, read_rows
 from .watch import part_rows
 
 GREEN = "bold green"
 
 
-def check(files: Sequence[str | Source], test_files: Sequence[str], settings: TuneSettings, show: int = 0) -> None:
-    """Read, account, look for trouble, say what tuning would hold out, measure lengths, and show rows.
+def check(
+    files: Sequence[str | Source], test_files: Sequence[str], settings: TuneSettings, show: int = 0, damaged: int = 0
+) -> None:
+    """Read, account, look for trouble, say what tuning would hold out, measure lengths, and show rows, also damaged.
 
     Raises DataError for bad rows; trouble that is no error is printed as warnings.
     """
@@ -44,6 +47,8 @@ def check(files: Sequence[str | Source], test_files: Sequence[str], settings: Tu
     except InputError as error:
         console.warn(str(error))
     _lengths(rows.records, settings, show)
+    if damaged:
+        show_damaged(rows.records, damaged)
 
 
 def _findings(rows: Sequence[Record], test: Sequence[Record]) -> None:

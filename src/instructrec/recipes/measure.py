@@ -30,6 +30,8 @@ from ..measures.metrics import METRICS, RowScores, label_set, score
 from ..measures.statistics import Estimate, bootstrap, paired_difference
 from ..models import embedded
 from ..settings import checked
+from .robustness import Clean, chosen, robustness
+from .robustness import show as show_robustness
 from .rows import MEMORY, Data, announce, name_of, read_rows, sources_of
 from .runfolder import Lock
 
@@ -64,6 +66,8 @@ def evaluate_files(target: str, files: Sequence[str | Source], settings: Evaluat
     result = _evaluate(target, files, settings, command)
     for suite in result.report["suites"]:
         _print(result.report, suite)
+    if "robustness" in result.report:
+        show_robustness(result.report)
     console.say(f"Report: {result.page}")
     return result
 
@@ -110,6 +114,8 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
     started = time.monotonic()
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.robustness != "none":
+        chosen(settings.perturbations, settings.robustness)  # what is wrong with it is said first
     suites = _suites(data, settings, folder)
     announce(target)
     loaded = open_target(
@@ -142,12 +148,25 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
         entry["notes"] = notes + entry["notes"]
         report["suites"].append(entry)
         answers += samples
+    if settings.robustness != "none" and arms != ["few_shot"]:  # whose examples depend on the row as it is
+        report["robustness"] = _robustness(bench, suites[0], asked[0].budget, answers, settings)
     report["seconds"] = round(time.monotonic() - started, 1)
     write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))
     page = write_report(report, folder)
     if loaded.folder and folder == loaded.folder:
         write_card(report, report["run"], folder)
     return Evaluation(report, page)
+
+
+def _robustness(
+    bench: Bench, suite: _Suite, budget: int, answers: Sequence[Mapping[str, Any]], settings: EvaluateSettings
+) -> dict[str, Any]:
+    """The first suite again, damaged."""
+    labels = bench.loaded.run.get("labels") or label_set([record.answer for record in suite.records])
+    own = [sample["answers"] for sample in answers if sample["suite"] == suite.name]
+    texts = {arm: [row[arm] for row in own] for arm in own[0]}
+    metric = _primary(labels, suite.records, bench.loaded)
+    return robustness(bench, Clean(suite.name, suite.records, texts, budget, labels, metric), settings)
 
 
 def _ask(suites: Sequence[_Suite], bench: Bench, arms: Sequence[str], max_new_tokens: int | None) -> list[Asked]:
