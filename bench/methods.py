@@ -42,18 +42,23 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Arm:
-    """A method with the settings of its own, and the learning rates that are tried."""
+    """A method with the settings of its own, and the learning rates that are tried.
+
+    like: the arm whose best rate it takes, `times` as much, as long as none of its own was tried."""
 
     settings: dict[str, Any]
     rates: tuple[float, ...] = ()
+    like: str = ""
+    times: float = 1.0
 
 
 ARMS = {
     "untuned": Arm({}),
     "full": Arm({"method": "full"}, (2e-5, 5e-5, 1e-4)),
     "lora": Arm({"method": "lora"}, (5e-4, 1e-3, 2e-3)),
-    "lora, rslora": Arm({"method": "lora", "lora": {"rslora": True}}, (2e-4, 5e-4, 1e-3)),
-    "lora, dora": Arm({"method": "lora", "lora": {"dora": True}}, (5e-4, 1e-3, 2e-3)),
+    # Its updates are sqrt(rank) = 4 times as large.
+    "lora, rslora": Arm({"method": "lora", "lora": {"rslora": True}}, (2e-4, 5e-4, 1e-3), like="lora", times=0.25),
+    "lora, dora": Arm({"method": "lora", "lora": {"dora": True}}, (5e-4, 1e-3, 2e-3), like="lora"),
     "adapter": Arm({"method": "adapter"}, (5e-4, 1e-3, 2e-3)),
     "ia3": Arm({"method": "ia3"}, (3e-3, 1e-2, 3e-2)),
     "prefix_tuning": Arm({"method": "prefix_tuning"}, (1e-2, 3e-2, 1e-1)),
@@ -62,8 +67,8 @@ ARMS = {
 }
 # What good initial values are worth: the same methods from random ones.
 RANDOM = {
-    "prefix_tuning, random": Arm({"method": "prefix_tuning", "prefix_tuning": {"init": "random"}}, (1e-2, 3e-2, 1e-1)),
-    "prompt_tuning, random": Arm({"method": "prompt_tuning", "prompt_tuning": {"init": "random"}}, (1e-2, 3e-2, 1e-1)),
+    f"{name}, random": Arm({"method": name, name: {"init": "random"}}, ARMS[name].rates, like=name)
+    for name in ("prefix_tuning", "prompt_tuning")
 }
 ALL = ARMS | RANDOM
 INTENTS = 24  # of banking77
@@ -107,8 +112,8 @@ SETS = {
         title="12 tasks to learn from, 720 rows, 180 steps of 8 rows",
     ),
     "banking77": Set(
-        counts=Counts(train=600, seen=96, wordings=96, unseen=0), epochs=2.0,
-        title=f"{INTENTS} of its 77 intents, drawn; 600 rows, 150 steps of 8 rows",
+        counts=Counts(train=288, seen=72, wordings=48, unseen=0), epochs=2.0,
+        title=f"{INTENTS} of its 77 intents, drawn; 288 rows, 72 steps of 8 rows",
     ),
     "search": Set(
         counts=Counts(train=360, seen=0, wordings=0, unseen=0, watch=8), epochs=2.0,
@@ -205,10 +210,12 @@ def best_rates(results: Path) -> dict[str, dict[float, float]]:
 
 
 def rate_of(arm: str, results: Path) -> float:
-    """The best rate of the search. Raises InputError when there was none."""
+    """The best rate of the search, of its own or of the arm it is like. Raises InputError when there was none."""
     if not ALL[arm].rates:
         return 0.0
     tried = best_rates(results).get(arm)
+    if not tried and ALL[arm].like:
+        return ALL[arm].times * rate_of(ALL[arm].like, results)
     if not tried:
         raise InputError(f"'{arm}': no learning rate was searched yet (python bench/methods.py --search)")
     return min(tried, key=tried.__getitem__)
