@@ -60,9 +60,9 @@ ARMS = {
     "lora, rslora": Arm({"method": "lora", "lora": {"rslora": True}}, (2e-4, 5e-4, 1e-3), like="lora", times=0.25),
     "lora, dora": Arm({"method": "lora", "lora": {"dora": True}}, (5e-4, 1e-3, 2e-3), like="lora"),
     "adapter": Arm({"method": "adapter"}, (5e-4, 1e-3, 2e-3)),
-    "ia3": Arm({"method": "ia3"}, (3e-3, 1e-2, 3e-2)),
+    "ia3": Arm({"method": "ia3"}, (1e-2, 3e-2)),
     "prefix_tuning": Arm({"method": "prefix_tuning"}, (1e-2, 3e-2, 1e-1)),
-    "prompt_tuning": Arm({"method": "prompt_tuning"}, (1e-2, 3e-2, 1e-1)),
+    "prompt_tuning": Arm({"method": "prompt_tuning"}, (1e-2, 3e-2, 1e-1, 3e-1)),
     "p_tuning": Arm({"method": "p_tuning"}, (1e-3, 3e-3, 1e-2)),
 }
 # What good initial values are worth: the same methods from random ones.
