@@ -196,7 +196,9 @@ def test_reading_plans(method: str, kind: str) -> None:
         plan = plan_of(TuneSettings(method=method, **settings_of(name)), own)
         options = learning.options_of(own)
         rows = [asked([5 + n, 6, 7, 8 + n, 1, 9, 1], 4, 5) for n in range(4)]
-        model = behind(plan, own.attach(tiny.model(TINY[kind]), options, 0), own, options, 0, rows=rows, checkpoint=None)
+        model = behind(
+            plan, own.attach(tiny.model(TINY[kind]), options, 0), own, options, 0, rows=rows, checkpoint=None
+        )
         before = row_losses(model.eval(), rows, pad_id=0, batch_tokens=100)
         how = learning.plan(epochs=4.0, reading=plan, learning_rate=1e-2 if method != "p_tuning" else 3e-3)
         learning.training(model, rows, how).run(Monitor({}), Hooks())
@@ -214,7 +216,9 @@ def test_answers(finished: Any, tiny_folder: Any, tmp_path: Path, method: str, k
     alone = Assistant(run, precision="fp32", max_new_tokens=8, threads=1)
     answer = alone("Write the opposite", "hot")
     assert "".join(alone.stream("Write the opposite", "hot")) == answer
-    found = instructrec.prompt("row", ROWS * 3, model=str(run), score="rank", precision="fp32", out=str(tmp_path / "asked"))
+    found = instructrec.prompt(
+        "row", ROWS * 3, model=str(run), score="rank", precision="fp32", out=str(tmp_path / "asked")
+    )
     assert 0 <= found.scores["accuracy"]["value"] <= 100 and found.result["rows"] == 12
     if not said(method, kind, "together"):
         shared = Assistant([tiny_folder(TINY[kind]), run], precision="fp32", max_new_tokens=8, threads=1)
