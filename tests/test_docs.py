@@ -43,6 +43,7 @@ DOCUMENTS = [
     "docs/bugs.md",
     "docs/promises.md",
     "docs/scaling.md",
+    "docs/matrix.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]

@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 import learning
 import tiny
 from instructrec.errors import InputError
+from instructrec.inference.engine import Sampling, generate
 from instructrec.models import methods
 from instructrec.models.kinds import kind_of
+from instructrec.models.kinds.encoder_decoder import starts
 from instructrec.models.methods import METHODS, Method, trained_parameters
 from instructrec.models.reading import install
+from instructrec.prompts.template import Rendered
 
 IDS = torch.arange(6, 36).reshape(1, 30)  # [B, T]; longer than the tiny Gemma's window of 16
 Tuned = tuple[Method, Any, Any]
@@ -197,6 +200,28 @@ def test_step_by_step_equals_one_pass(tuned: Any) -> None:
         cache = out.past_key_values
         steps.append(out.logits)
     assert largest_difference(torch.cat(steps, 1), want) <= 1e-5
+
+
+def test_a_batch_is_answered_as_each_row_is_without_a_cache(tuned: Any, kind: str) -> None:
+    rows = [
+        Rendered(ids, [False] * len(ids), len(ids), len(ids))
+        for ids in (IDS[0, :9].tolist(), IDS[0, 4:17].tolist(), IDS[0, 7:10].tolist())
+    ]
+    first = starts(tuned) if not kind_of(tuned).causal else []
+    found = generate(tuned, rows, stop_ids=[-1], pad_id=0, sampling=Sampling(6))
+    for row, answer in zip(rows, found, strict=True):
+        ids, prompt = [*first], torch.tensor([row.ids])
+        for _ in range(6):
+            fed = torch.tensor([ids], dtype=torch.long)
+            with torch.no_grad():
+                if first:
+                    scores = tuned(input_ids=prompt, decoder_input_ids=fed, use_cache=False).logits[0, -1]
+                else:
+                    scores = logits(tuned, torch.cat([prompt, fed], 1))[0, -1]
+            if first and tuned.generation_config.pad_token_id is not None:
+                scores[tuned.generation_config.pad_token_id] = -torch.inf  # never generated
+            ids.append(int(scores.argmax()))
+        assert answer.ids == ids[len(first) :]
 
 
 def test_the_seed_decides_the_start(method: Method, options: dict[str, Any]) -> None:

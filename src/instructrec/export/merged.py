@@ -18,6 +18,7 @@ from ..data.records import Record
 from ..errors import InputError
 from ..files import disk_faults, new_directory, read_json
 from ..inference.loading import Loaded, is_run, open_target
+from ..models.methods import Method
 from ..models.reading import ReadingPlan, cut, repeat
 from ..prompts.template import Renderer
 from ..training.loss import row_losses
@@ -39,16 +40,7 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
         raise InputError(f"export: {target} is not the folder of a finished run")
     loaded = open_target(target, precision=settings.precision, offline=settings.offline, strokes=settings.strokes)
     assert loaded.method is not None
-    if not loaded.method.mergeable:
-        if loaded.method.library == "transformers":
-            raise InputError(f"export: method '{loaded.method.name}' has nothing to merge: {target} is a model folder")
-        raise InputError(f"export: what method '{loaded.method.name}' adds has no place in a plain model's weights")
-    plan = ReadingPlan.from_json(loaded.renderer.reading, target)
-    if not plan.one_pass(loaded.strokes):
-        raise InputError(
-            f"export: no other program reads by this plan (read {plan.describe()}); want tuned, shared, causal, "
-            "concat, memory=all and no slots, or --strokes 1"
-        )
+    check_export(loaded.method, ReadingPlan.from_json(loaded.renderer.reading, target), loaded.strokes, target)
     source = chat_template(loaded.renderer, loaded.strokes)
     rows = [Record.of(one["instruction"], one["output"], input=one["input"]) for one in _examples(loaded)]
     tokenizer = loaded.backbone.tokenizer
@@ -73,6 +65,19 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
         tokenizer.save_pretrained(temporary)
     console.say(f"{folder}: checked on {len(rows)} rows, {apart:.1g} nats a token from the adapter")
     return folder
+
+
+def check_export(method: Method, plan: ReadingPlan, strokes: int, target: str) -> None:
+    """Raises InputError for a method or a reading plan that an ordinary model folder can't have."""
+    if not method.switchable:
+        raise InputError(f"export: method '{method.name}' has nothing to merge: {target} is a model folder")
+    if not method.mergeable:
+        raise InputError(f"export: what method '{method.name}' adds has no place in a plain model's weights")
+    if not plan.one_pass(strokes):
+        raise InputError(
+            f"export: no other program reads by this plan (read {plan.describe()}); want tuned, shared, causal, "
+            "concat, memory=all and no slots, or --strokes 1"
+        )
 
 
 def chat_template(renderer: Renderer, strokes: int) -> str:

@@ -12,6 +12,7 @@ from ..errors import InputError, did_you_mean
 from ..models import backbone as backbones
 from ..models import methods
 from ..models.backbone import Backbone
+from ..models.methods import Method
 from ..models.reading import Reading
 from ..models.sharing import Resident, Sharing
 from .loading import Loaded, fingerprint, is_run, open_target, run_of
@@ -105,9 +106,15 @@ def named(targets: Sequence[Place]) -> dict[str, str]:
     return found
 
 
-def _shareable(target: str) -> None:
-    if is_run(target) and not methods.get(run_of(Path(target))["method"]).switchable:
+def check_shareable(method: Method, target: str) -> None:
+    """Raises InputError for a method that changes the weights of the backbone: they are everybody's."""
+    if not method.switchable:
         raise InputError(
-            f"{target}: method '{run_of(Path(target))['method']}' tuned the whole model, which can't share a backbone: "
+            f"{target}: method '{method.name}' tuned the whole model, which can't share a backbone: "
             "it wants an Assistant of its own"
         )
+
+
+def _shareable(target: str) -> None:
+    if is_run(target):
+        check_shareable(methods.get(run_of(Path(target))["method"]), target)

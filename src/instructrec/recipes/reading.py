@@ -111,5 +111,5 @@ def behind(
     if checkpoint:
         reading.load_extra(checkpoint)
     elif plan.slots:
-        reading.start_slots(rows)
+        reading.start_slots(rows, "off" if method.switchable else "")
     return reading

@@ -133,12 +133,10 @@ class _Run:
         self.folder, self.settings, self.origins, self.group = folder, settings, origins, group
         self.method, self.rows, self.parts = method, rows, parts
         self.reading = plan_of(settings, method)
-        if group.sharded and not self.reading.one_pass(self.reading.most):
-            # A memory's gradient goes past the module that torch waits for before it brings the weights together.
-            raise InputError(
-                f"launcher: --use_fsdp can't cut up what reads in several passes (read {self.reading.describe()}; "
-                "want tuned, shared, causal, concat, memory=all and no slots, or no --use_fsdp)"
-            )
+        if group.sharded:
+            from ..training.sharding import check_sharded
+
+            check_sharded(method, self.reading)
         self.watched_files: dict[str, str] = {}  # name -> sha256 of the rows given to watch
         self.finished: TuneResult | None = None  # where there is nothing left to do
 

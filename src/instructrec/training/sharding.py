@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import InputError
 from ..launch import on
-from ..models.methods import trained_parameters
+from ..models.methods import Method, trained_parameters
+from ..models.reading import ReadingPlan
 
 
 def wanted() -> bool:
@@ -33,6 +34,21 @@ def wanted() -> bool:
         raise InputError("launcher: --fsdp_offload_params is not supported")
     del os.environ["ACCELERATE_USE_FSDP"]
     return True
+
+
+def check_sharded(method: Method, plan: ReadingPlan) -> None:
+    """Raises InputError where layers are called past the module that torch waits for before it brings their weights
+    together."""
+    if not method.shardable:
+        raise InputError(
+            f"launcher: --use_fsdp can't cut up what method '{method.name}' reads its embeddings with (want another "
+            "method, or no --use_fsdp)"
+        )
+    if not plan.one_pass(plan.most):  # the gradient of a memory goes past it
+        raise InputError(
+            f"launcher: --use_fsdp can't cut up what reads in several passes (read {plan.describe()}; "
+            "want tuned, shared, causal, concat, memory=all and no slots, or no --use_fsdp)"
+        )
 
 
 def shard(model: Any, device: torch.device, count: int) -> None:

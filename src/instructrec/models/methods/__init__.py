@@ -17,8 +17,10 @@ class Method:
 
     reference: paper or formula.  learning_rate: a peak that works on small models.
     identity_at_start: an attached method changes no output before the first step.
-    switchable: `disabled` gives the untuned model back.  mergeable: `merge` is offered.
+    switchable: `disabled` gives the untuned model back; else the model's own weights are changed.
+    mergeable: `merge` is offered.
     several: more than one adapter fits on a model, each with a name (`add`, `load_more`, `using`).
+    shardable: the frozen weights may be cut up between processes (`--use_fsdp`).
     kinds: names of the kinds of backbone (`models/kinds`) that it tunes.
     library: whose `from_pretrained` loads what `save` wrote, for model cards.
     """
@@ -30,6 +32,7 @@ class Method:
     switchable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
     several: ClassVar[bool] = False
+    shardable: ClassVar[bool] = True
     library: ClassVar[str] = "peft"
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
 

@@ -100,7 +100,6 @@ class Adapter(Method):
 
     name = "adapter"
     reference = "arXiv 1902.00751"
-    kinds = ("decoder", "encoder-decoder")
     learning_rate = 1e-3
     several = True
     kinds = ("decoder", "encoder-decoder")

@@ -21,7 +21,6 @@ class Ia3(ThroughPeft):
 
     name = "ia3"
     reference = "arXiv 2205.05638"
-    kinds = ("decoder", "encoder-decoder")
     learning_rate = 1e-2
     kinds = ("decoder", "encoder-decoder")
 

@@ -29,6 +29,7 @@ class PTuning(SoftMethod):
     name = "p_tuning"
     reference = "arXiv 2103.10385"
     learning_rate = 3e-3
+    shardable = False  # its embeddings go through the layers before torch brings the weights together
     peft_type = "P_TUNING"
     fields = ("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout")
 

@@ -21,6 +21,7 @@ class PromptTuning(SoftMethod):
     name = "prompt_tuning"
     reference = "arXiv 2104.08691"
     learning_rate = 1e-1
+    shardable = False  # its embeddings go through the layers before torch brings the weights together
     peft_type = "PROMPT_TUNING"
     # Where PEFT took its first values from makes no difference to what it saves.
     fields = ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs")

@@ -131,9 +131,12 @@ class Reading(nn.Module):
         """The backbone's output layer."""
         return self.model.get_output_embeddings()
 
-    def start_slots(self, rows: Sequence[Rendered]) -> None:
+    def start_slots(self, rows: Sequence[Rendered], weights: str = "off") -> None:
         """Give the slots good first values: what the backbone keeps of the beginning of real rows. Random ones would
-        have to be unlearned first (in PEFT's own comparison prefixes from text beat random ones by 23 points)."""
+        have to be unlearned first (in PEFT's own comparison prefixes from text beat random ones by 23 points).
+
+        weights: 'off' for the backbone's alone, '' where nothing can be switched off and nothing is tuned yet.
+        """
         ids: list[int] = []
         size = self.plan.slots
         for row in rows:
@@ -144,9 +147,9 @@ class Reading(nn.Module):
         count = torch.arange(size)[None]
         flags = torch.ones(1, size, dtype=torch.bool)
         tags = Tags(count, torch.ones_like(count), torch.zeros_like(flags), flags)
-        reading = Pass(torch.tensor([ids]), tags, "off").to(self.slots.device)
+        reading = Pass(torch.tensor([ids]), tags, weights).to(self.slots.device)
         sight = Sight(self.plan, reading.tags, None)
-        with torch.no_grad(), self.using("off"):
+        with torch.no_grad(), self.using(weights):
             self._call(reading, sight, torch.zeros(0, dtype=torch.long, device=self.slots.device))
             for layer, (key, value) in enumerate(sight.memorise(len(self.slots))):
                 self.slots[layer, 0].copy_(key[0])
