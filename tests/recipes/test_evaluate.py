@@ -158,7 +158,7 @@ def test_a_folder_that_can_not_be_written_to_is_said_first(tmp_path: Path, monke
 def test_all_suites_are_checked_before_any_is_answered(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arms, "generate", lambda *_, **__: pytest.fail("answered already"))
+    monkeypatch.setattr(arms, "finish", lambda *_, **__: pytest.fail("answered already"))
     long = ROWS[0] | {"input": "no " * 300}
     files = [put(tmp_path / f"{name}.jsonl", [ROWS[0], long, long]) for name in "ab"]
     with pytest.raises(DataError) as caught:

@@ -41,12 +41,11 @@ class Generation:
 
 
 Prompt = Rendered | Sequence[int]
+BATCH_TOKENS = 8192  # tokens of the prompts of a batch, filled up
 KEPT = 0.75  # share of a batch that goes on: with less the ended rows are dropped, which copies the others' memory
 
 
-def batches_of(
-    lengths: Sequence[int], rows: int, tokens: int, keys: Sequence[int] | None = None
-) -> list[list[int]]:
+def batches_of(lengths: Sequence[int], rows: int, tokens: int, keys: Sequence[int] | None = None) -> list[list[int]]:
     """Prompt numbers grouped by like length: at most `rows` prompts and `tokens` prompt tokens (filled up) a batch.
 
     keys: what prompts are grouped by where it is not their length.
@@ -72,7 +71,7 @@ def generate(
     pad_id: int,
     sampling: Sampling,
     batch_rows: int = 32,
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[Generation]:
     """An answer to each prompt, in the order given; batches are made of prompts of like length.
@@ -83,7 +82,7 @@ def generate(
     """
     results: list[Generation | None] = [None] * len(prompts)
     with packed(model):
-        asked = Asked([_prompt(prompt) for prompt in prompts], model, pad_id)
+        asked = Asked([prompt_of(prompt) for prompt in prompts], model, pad_id)
         for numbers in asked.batches(batch_rows, batch_tokens):
             with turn_of(model):
                 reader = asked.start(numbers, sampling.max_new_tokens)
@@ -107,14 +106,14 @@ def stream(model: Any, prompt: Prompt, *, stop_ids: Sequence[int], pad_id: int, 
     """Ids of one answer as they come, without the end token."""
     with packed(model):
         with turn_of(model):
-            reader = start(model, [_prompt(prompt)], pad_id, sampling.max_new_tokens)
+            reader = start(model, [prompt_of(prompt)], pad_id, sampling.max_new_tokens)
         for column in _steps(model, reader, stop_ids, sampling):
             if column[0] in stop_ids:
                 return
             yield column[0]
 
 
-def _prompt(prompt: Prompt) -> Rendered:
+def prompt_of(prompt: Prompt) -> Rendered:
     """A row's prompt without its answer; ids alone are all instruction."""
     if not isinstance(prompt, Rendered):
         return Rendered(list(prompt), [False] * len(prompt), len(prompt), len(prompt))
@@ -153,9 +152,7 @@ class Planned:
 
 
 @torch.inference_mode()
-def start(
-    model: Any, prompts: Sequence[Rendered], pad_id: int, room: int, heads: Heads | None = None
-) -> Reader:
+def start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int, heads: Heads | None = None) -> Reader:
     """Prompts that were read, ready for answers of `room` tokens at most. heads: beginnings that were read already."""
     if (ids := _fed(model, prompts)) is None:
         return Planned(model, prompts, pad_id, room)
@@ -203,8 +200,8 @@ class Asked:
 
 
 def _heads(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> Heads | None:
-    """What several prompts begin with, read; which again may begin alike. None where there is nothing, or where a window
-    has cut off what was read first."""
+    """What several prompts begin with, read; which again may begin alike. None where there is nothing, or where a
+    window has cut off what was read first."""
     found, whose = beginnings(prompts)
     if not found:
         return None
@@ -213,9 +210,7 @@ def _heads(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> Heads |
     return Heads(reader, tuple(map(len, found)), tuple(whose)) if reader.whole else None
 
 
-def _steps(
-    model: Any, reader: Reader, stop_ids: Sequence[int], sampling: Sampling
-) -> Iterator[list[int]]:
+def _steps(model: Any, reader: Reader, stop_ids: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
     """One token for every prompt at a time, until all have ended. A row that has ended repeats its stop id."""
     generator = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids))

@@ -128,8 +128,8 @@ def likelihoods(
 
 @torch.inference_mode()
 def _batch(reader: Reader, candidates: Candidates, pairs: int, lead: Sequence[int]) -> Floats:
-    """[B, K]; pairs: of a prompt and what comes before a candidate's last token, at most so many at once. lead: what all
-    candidates begin with and is yet to be read."""
+    """[B, K]; pairs: of a prompt and what comes before a candidate's last token, at most so many at once. lead: what
+    all candidates begin with and is yet to be read."""
     rows = len(reader.logits)
     for token in lead:
         reader.logits = reader.proceed(torch.full((rows,), token))
@@ -144,11 +144,9 @@ def _batch(reader: Reader, candidates: Candidates, pairs: int, lead: Sequence[in
     return np.asarray(scores.double().cpu().numpy(), dtype=np.float64)
 
 
-def _at_once(
-    reader: Reader, candidates: Candidates, paths: Sequence[tuple[int, ...]], scores: torch.Tensor
-) -> bool:
-    """Add what comes after the first tokens to `scores` [B, K], all paths behind one copy of each prompt. False where the
-    model can't be asked so, nothing being added."""
+def _at_once(reader: Reader, candidates: Candidates, paths: Sequence[tuple[int, ...]], scores: torch.Tensor) -> bool:
+    """Add what comes after the first tokens to `scores` [B, K], all paths behind one copy of each prompt. False where
+    the model can't be asked so, nothing being added."""
     rows, vocabulary = reader.logits.shape
     most = max(1, LOGITS // vocabulary)  # tokens of a call
     done: set[tuple[int, int]] = set()  # parts may share beginnings, which count once
@@ -225,14 +223,15 @@ def _fine_logits(model: Any) -> Iterator[None]:
         return
     weight = head.weight.detach().float()
     bias = None if head.bias is None else head.bias.detach().float()
-    before = vars(head).get("forward")
-    head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), weight, bias)
+    own = vars(head)
+    before = own.get("forward")  # packed weights
+    own["forward"] = lambda hidden: torch.nn.functional.linear(hidden.float(), weight, bias)
     try:
         yield
     finally:
-        del head.forward
+        del own["forward"]
         if before is not None:
-            head.forward = before
+            own["forward"] = before
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from os.path import commonprefix
 
 LEAST = 16  # tokens that a longer beginning has to share beyond a shorter one
-MOST = 8192  # tokens of all beginnings together, filled up: their keys and values are kept until the last prompt is read
+MOST = (
+    8192  # tokens of all beginnings together, filled up: their keys and values are kept until the last prompt is read
+)
 Ids = Sequence[int]
 
 

@@ -1,8 +1,8 @@
 """Weights laid out for the processor's product kernels while a model answers.
 
-A product with few rows, as each token of an answer makes, spends most of its time on bringing the weights into the order
-that the kernel wants, anew each time. oneDNN can do that once. In bf16 the results are those of the plain product bit by
-bit, since it is the same kernel; in fp32 the plain product is MKL's, and sums are ordered otherwise.
+A product with few rows, as each token of an answer makes, spends most of its time on bringing the weights into the
+order that the kernel wants, anew each time. oneDNN can do that once. In bf16 the results are those of the plain product
+bit by bit, since it is the same kernel; in fp32 the plain product is MKL's, and sums are ordered otherwise.
 
 M rows of a product.
 """

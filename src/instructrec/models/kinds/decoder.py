@@ -56,9 +56,7 @@ class Decoder(Kind):
         """Prompt and answer in one sequence."""
         return collate(rows, pad_id, numbers)
 
-    def start(
-        self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, heads: Heads | None = None
-    ) -> Cached:
+    def start(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, heads: Heads | None = None) -> Cached:
         """Prompts filled up on the left."""
         return Cached(model, prompts, pad_id, heads)
 
@@ -154,9 +152,7 @@ class Cached:
 
     never: Sequence[int] = ()
 
-    def __init__(
-        self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, heads: Heads | None = None
-    ) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, heads: Heads | None = None) -> None:
         device = next(model.parameters()).device
         width = max(len(prompt) for prompt in prompts)
         new = min(width, heads.new(prompts)) if heads else width
@@ -166,13 +162,14 @@ class Cached:
             last = list(prompt)[-new:]
             ids[place, new - len(last) :] = torch.tensor(last)
             mask[place, width - len(prompt) :] = 1
-        self.model, self.mask, self.cache = model, mask.to(device), None
+        self.model, self.mask = model, mask.to(device)
+        self.cache: Any = None
         if heads and new < width:
             self.cache = _behind(heads, [max(0, len(prompt) - new) for prompt in prompts], width - new)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, width - new :]
         self.logits = self._call(ids.to(device), positions.to(device), logits_to_keep=1)
         self.positions = self.mask.sum(1, keepdim=True)
-        for number, layer in enumerate(getattr(self.cache, "layers", ())):
+        for number, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer and layer.is_initialized:
                 self.cache.layers[number] = _Roomy(layer)
 
@@ -190,9 +187,15 @@ class Cached:
         return other
 
     @property
+    def layers(self) -> Sequence[Any]:
+        """The cache of each layer; none where the library keeps something else."""
+        found: Sequence[Any] = getattr(self.cache, "layers", ())
+        return found
+
+    @property
     def whole(self) -> bool:
         """Whether all that was read is still there as keys and values: nothing cut by a window, no other state."""
-        layers = getattr(self.cache, "layers", ())
+        layers = self.layers
         kinds = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, _Roomy) for layer in layers)
         return bool(layers) and kinds and all(_tokens(layer) == self.mask.shape[1] for layer in layers)
 

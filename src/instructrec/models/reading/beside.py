@@ -1,9 +1,9 @@
-"""Tokens tried behind prompts that were read, several continuations at once, the memory of the prompts staying as it is.
+"""Tokens tried behind prompts that were read, several continuations at once, the prompts' memory staying as it is.
 
-What is tried may branch: a token sees its prompt and those tokens before it that it goes on from. So all labels of a set
-stand behind one copy of the prompt, and a beginning that several share is read once.
+What is tried may branch: a token sees its prompt and those tokens before it that it goes on from. So all labels of a
+set stand behind one copy of the prompt, and a beginning that several share is read once.
 
-R rows, K tokens behind each, W tokens of the longest prompt, H heads, G key/value heads, E width of a head, V vocabulary.
+R rows, K tokens behind each, W tokens of the longest prompt, G key/value heads, E width of a head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Beside:
     """
 
     def __init__(self, reader: Cached, rows: torch.Tensor, depth: torch.Tensor, seen: torch.Tensor) -> None:
-        self.layers, self.rows = reader.cache.layers, rows
+        self.layers, self.rows = reader.layers, rows
         self.valid = reader.mask[rows].bool()  # [R, W]
         self.before = (reader.mask[rows].cumsum(1) - 1).clamp(min=0)
         self.position = reader.positions[rows] + depth  # [R, K]
@@ -65,12 +65,12 @@ def beside(
 ) -> torch.Tensor | None:
     """Logits [R, K, V] after each of the tokens `ids` [R, K] behind these rows [R] of a reader, which stays as it is.
 
-    depth, seen: as `Beside` takes them; a token sees itself.  None where the backbone does not let its attention be told
-    who sees whom: then the reader has to go token by token.
+    depth, seen: as `Beside` takes them; a token sees itself.  None where the backbone does not let its attention be
+    told who sees whom: then the reader has to go token by token.
     """
     if not isinstance(reader, Cached) or reader.model.config._attn_implementation != NAME:
         return None
-    layers = getattr(reader.cache, "layers", ())
+    layers = reader.layers
     if not layers or not all(getattr(layer, "is_initialized", False) and layer.keys.dim() == 4 for layer in layers):
         return None
     sight = Beside(reader, rows, depth, seen)
