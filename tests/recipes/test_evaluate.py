@@ -208,7 +208,7 @@ def test_rows_that_chose_the_checkpoint_are_said(runs: dict[str, Path], tmp_path
 def test_answers_are_json_whatever_the_model_does(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arms, "row_losses", lambda _, rows, **__: [(float("nan"), 3) for _ in rows])
+    monkeypatch.setattr(arms, "told", lambda _, rows: [(float("nan"), 3) for _ in rows])
     instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), max_new_tokens=1, **QUICK)
     text = (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in text and [row["nats"] for row in answers(tmp_path)] == [{"base": None}] * 5

@@ -19,7 +19,7 @@ LOGITS = 2**25  # numbers of logits that one call makes at most: 128 MiB in fp32
 
 @torch.inference_mode()
 def told(reader: Reader, answers: Sequence[Sequence[int]]) -> list[tuple[float, int]] | None:
-    """(summed negative log-likelihood in nats, tokens) of an answer to each prompt [B] of a reader, which stays the same.
+    """(summed negative log-likelihood in nats, tokens) of an answer to each prompt [B] of a reader, left as it is.
 
     None where the model can't be asked so; `row_losses` reads prompt and answer together.
     """
