@@ -13,7 +13,7 @@ import learning
 import tiny
 from instructrec.data.records import Record
 from instructrec.errors import InputError
-from instructrec.inference import ranking
+from instructrec.inference import engine
 from instructrec.inference.ranking import Candidates, by_label, contextual, likelihoods, next_tokens
 from instructrec.models.methods import METHODS
 from instructrec.models.reading import Reading, ReadingPlan, install
@@ -157,9 +157,9 @@ def test_an_end_counts_only_where_one_candidate_begins_another() -> None:
 def test_equal_prompts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("llama")
     sizes = []
-    begin = ranking.start
+    begin = engine.start
     monkeypatch.setattr(
-        ranking, "start", lambda model, rows, *more: (sizes.append(len(rows)), begin(model, rows, *more))[1]
+        engine, "start", lambda model, rows, *more: (sizes.append(len(rows)), begin(model, rows, *more))[1]
     )
     one, two = prompt(9), prompt(9)
     counts: list[int] = []

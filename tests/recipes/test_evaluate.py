@@ -158,7 +158,7 @@ def test_a_folder_that_can_not_be_written_to_is_said_first(tmp_path: Path, monke
 def test_all_suites_are_checked_before_any_is_answered(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arms, "generate", lambda *_, **__: pytest.fail("answered already"))
+    monkeypatch.setattr(arms, "finish", lambda *_, **__: pytest.fail("answered already"))
     long = ROWS[0] | {"input": "no " * 300}
     files = [put(tmp_path / f"{name}.jsonl", [ROWS[0], long, long]) for name in "ab"]
     with pytest.raises(DataError) as caught:
@@ -208,7 +208,7 @@ def test_rows_that_chose_the_checkpoint_are_said(runs: dict[str, Path], tmp_path
 def test_answers_are_json_whatever_the_model_does(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arms, "row_losses", lambda _, rows, **__: [(float("nan"), 3) for _ in rows])
+    monkeypatch.setattr(arms, "told", lambda _, rows: [(float("nan"), 3) for _ in rows])
     instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), max_new_tokens=1, **QUICK)
     text = (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in text and [row["nats"] for row in answers(tmp_path)] == [{"base": None}] * 5

@@ -13,9 +13,13 @@ from typing import Any
 from ..data.records import Record
 from ..errors import InputError, Problem, did_you_mean
 from ..inference.embedding import embedder
-from ..inference.engine import Sampling, generate
+from ..inference.engine import BATCH_TOKENS, Generation, Sampling, finish, prompt_of
+from ..inference.engine import Asked as Reads
 from ..inference.loading import Loaded
+from ..inference.told import told
+from ..models.packing import packed
 from ..models.reading import Reading, ReadingPlan
+from ..models.sharing import turn_of
 from ..prompts.fewshot import Picker, with_shots
 from ..prompts.template import Rendered
 from ..training.loss import row_losses
@@ -124,19 +128,28 @@ class Bench:
         return Asked(rows, shots, budget), []
 
     def answer(self, arm: str, asked: Asked, done: Callable[[int], None]) -> Answered:
-        """Generate an answer to each row and measure the likelihood of the right one."""
+        """Generate an answer to each row and measure the likelihood of the right one, both behind a prompt that is read
+        once where the model can be asked so."""
         loaded, rows = self.loaded, asked.rows[arm]
-        with self.model_of(arm) as model:
-            results = generate(
-                model,
-                rows,
-                stop_ids=loaded.stop_ids,
-                pad_id=loaded.backbone.pad_id,
-                sampling=Sampling(max_new_tokens=asked.budget),
-                batch_rows=self.batch_rows,
-                done=done,
-            )
-            losses = row_losses(model, rows, pad_id=loaded.backbone.pad_id, batch_tokens=4096)
+        sampling = Sampling(max_new_tokens=asked.budget)
+        right = [row.ids[row.prompt_end :] for row in rows]
+        found: dict[int, Generation] = {}
+        likely: dict[int, tuple[float, int]] | None = {}
+        with self.model_of(arm) as model, packed(model):
+            reading = Reads([prompt_of(row) for row in rows], model, loaded.backbone.pad_id)
+            for numbers in reading.batches(self.batch_rows, BATCH_TOKENS):
+                with turn_of(model):
+                    reader = reading.start(numbers, asked.budget)
+                    losses = told(reader, [right[number] for number in numbers]) if likely is not None else None
+                if likely is None or losses is None:
+                    likely = None
+                else:
+                    likely |= dict(zip(numbers, losses, strict=True))
+                found |= dict(zip(numbers, finish(model, reader, loaded.stop_ids, sampling), strict=True))
+                done(len(numbers))
+            every = row_losses(model, rows, pad_id=loaded.backbone.pad_id, batch_tokens=4096) if likely is None else []
+        losses = every if likely is None else [likely[number] for number in range(len(rows))]
+        results = [found[number] for number in range(len(rows))]
         texts = [loaded.renderer.decode(result.ids) for result in results]
         return Answered(texts, [result.finish for result in results], losses, asked.shots[arm])
 

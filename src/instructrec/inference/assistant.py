@@ -14,6 +14,7 @@ import torch
 
 from ..data.records import Record, Turn
 from ..errors import InputError, did_you_mean
+from ..models.packing import hold
 from ..prompts.template import Rendered
 from .engine import Sampling, generate, stream
 from .loading import Loaded, open_target
@@ -52,9 +53,11 @@ class Assistant:
         if isinstance(target, (str, os.PathLike)):
             self.name = Path(target).name
             self.loaded: Loaded = open_target(os.fspath(target), **opening)
-            return
-        self._together = Together(target, opening)
-        self.name, self.loaded = next(iter(self._together.loaded.items()))
+        else:
+            self._together = Together(target, opening)
+            self.name, self.loaded = next(iter(self._together.loaded.items()))
+        # For good: packing takes as long as a few tokens of an answer.
+        hold(self.loaded.backbone.model)
 
     @property
     def adapters(self) -> tuple[str, ...]:

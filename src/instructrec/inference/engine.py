@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from ..models.kinds import Reader, kind_of
+from ..models.kinds.decoder import Cached, Heads
+from ..models.packing import packed
 from ..models.reading import Reading, cut, repeat
 from ..models.reading.attention import Decoding, Tags
 from ..models.sharing import turn_of
 from ..prompts.template import Rendered
+from .shared import beginnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +41,25 @@ class Generation:
 
 
 Prompt = Rendered | Sequence[int]
+BATCH_TOKENS = 8192  # tokens of the prompts of a batch, filled up
+KEPT = 0.75  # share of a batch that goes on: with less the ended rows are dropped, which copies the others' memory
 
 
-def batches_of(lengths: Sequence[int], rows: int, tokens: int) -> list[list[int]]:
-    """Prompt numbers grouped by like length: at most `rows` prompts and `tokens` prompt tokens (filled up) a batch."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+def batches_of(lengths: Sequence[int], rows: int, tokens: int, keys: Sequence[int] | None = None) -> list[list[int]]:
+    """Prompt numbers grouped by like length: at most `rows` prompts and `tokens` prompt tokens (filled up) a batch.
+
+    keys: what prompts are grouped by where it is not their length.
+    """
+    order = sorted(range(len(lengths)), key=(keys or lengths).__getitem__, reverse=True)
     batches: list[list[int]] = []
+    longest = 0
     for number in order:
-        fits = batches and len(batches[-1]) < rows and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens
-        if fits:
+        longest = max(longest, lengths[number])
+        if batches and len(batches[-1]) < rows and longest * (len(batches[-1]) + 1) <= tokens:
             batches[-1].append(number)
         else:
             batches.append([number])
+            longest = lengths[number]
     return batches
 
 
@@ -61,7 +71,7 @@ def generate(
     pad_id: int,
     sampling: Sampling,
     batch_rows: int = 32,
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[Generation]:
     """An answer to each prompt, in the order given; batches are made of prompts of like length.
@@ -70,28 +80,40 @@ def generate(
     prompts: token ids, or `Rendered` ones, whose `ids[:prompt_end]` are asked and of which it is known where the
     instruction ends.  done: called with the number of finished prompts after each batch.
     """
-    rendered = [_prompt(prompt) for prompt in prompts]
-    lengths = [prompt_length(model, prompt) for prompt in rendered]
     results: list[Generation | None] = [None] * len(prompts)
-    for numbers in batches_of(lengths, batch_rows, batch_tokens):
-        columns = list(_steps(model, [rendered[n] for n in numbers], stop_ids, pad_id, sampling))
-        for place, number in enumerate(numbers):
-            ids = [column[place] for column in columns]
-            end = next((at for at, token in enumerate(ids) if token in stop_ids), None)
-            results[number] = Generation(ids[:end], "length" if end is None else "stop")
-        done(len(numbers))
+    with packed(model):
+        asked = Asked([prompt_of(prompt) for prompt in prompts], model, pad_id)
+        for numbers in asked.batches(batch_rows, batch_tokens):
+            with turn_of(model):
+                reader = asked.start(numbers, sampling.max_new_tokens)
+            for number, answer in zip(numbers, finish(model, reader, stop_ids, sampling), strict=True):
+                results[number] = answer
+            done(len(numbers))
     return [result for result in results if result is not None]
+
+
+def finish(model: Any, reader: Reader, stop_ids: Sequence[int], sampling: Sampling) -> list[Generation]:
+    """An answer to each prompt of a reader of `model`."""
+    columns = list(_steps(model, reader, stop_ids, sampling))
+    answers = []
+    for row in zip(*columns, strict=True):
+        end = next((at for at, token in enumerate(row) if token in stop_ids), None)
+        answers.append(Generation(list(row[:end]), "length" if end is None else "stop"))
+    return answers
 
 
 def stream(model: Any, prompt: Prompt, *, stop_ids: Sequence[int], pad_id: int, sampling: Sampling) -> Iterator[int]:
     """Ids of one answer as they come, without the end token."""
-    for column in _steps(model, [_prompt(prompt)], stop_ids, pad_id, sampling):
-        if column[0] in stop_ids:
-            return
-        yield column[0]
+    with packed(model):
+        with turn_of(model):
+            reader = start(model, [prompt_of(prompt)], pad_id, sampling.max_new_tokens)
+        for column in _steps(model, reader, stop_ids, sampling):
+            if column[0] in stop_ids:
+                return
+            yield column[0]
 
 
-def _prompt(prompt: Prompt) -> Rendered:
+def prompt_of(prompt: Prompt) -> Rendered:
     """A row's prompt without its answer; ids alone are all instruction."""
     if not isinstance(prompt, Rendered):
         return Rendered(list(prompt), [False] * len(prompt), len(prompt), len(prompt))
@@ -130,37 +152,90 @@ class Planned:
 
 
 @torch.inference_mode()
-def start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int) -> Reader:
-    """Prompts that were read, ready for answers of `room` tokens at most."""
+def start(model: Any, prompts: Sequence[Rendered], pad_id: int, room: int, heads: Heads | None = None) -> Reader:
+    """Prompts that were read, ready for answers of `room` tokens at most. heads: beginnings that were read already."""
+    if (ids := _fed(model, prompts)) is None:
+        return Planned(model, prompts, pad_id, room)
+    decoder = model.model if isinstance(model, Reading) else model
+    if heads is None:
+        return kind_of(model).start(decoder, ids, pad_id)
+    return Cached(decoder, ids, pad_id, heads)
+
+
+def _fed(model: Any, prompts: Sequence[Rendered]) -> list[list[int]] | None:
+    """What goes through the backbone for each prompt; None where a plan reads it in several passes."""
     if not isinstance(model, Reading):
-        return kind_of(model).start(model, [prompt.ids for prompt in prompts], pad_id)
-    if model.plan.one_pass(model.strokes):  # repeated tokens say it all
-        again = [repeat(prompt, model.strokes).ids for prompt in prompts]
-        return kind_of(model).start(model.model, again, pad_id)
-    return Planned(model, prompts, pad_id, room)
+        return [prompt.ids for prompt in prompts]
+    if not model.plan.one_pass(model.strokes):
+        return None
+    return [repeat(prompt, model.strokes).ids for prompt in prompts]  # repeated tokens say it all
 
 
-def _steps(
-    model: Any, prompts: Sequence[Rendered], stop_ids: Sequence[int], pad_id: int, sampling: Sampling
-) -> Iterator[list[int]]:
+class Asked:
+    """Prompts that are to be read in batches, what several of them begin with being read once.
+
+    Equal to reading each by itself: under a causal mask what begins a prompt does not depend on what follows.
+    """
+
+    def __init__(self, prompts: Sequence[Rendered], model: Any, pad_id: int) -> None:
+        self.prompts, self.model, self.pad_id = prompts, model, pad_id
+        self.lengths = [prompt_length(model, prompt) for prompt in prompts]
+        self.heads: Heads | None = None
+        if kind_of(model).causal and (ids := _fed(model, prompts)) is not None:
+            with turn_of(model), torch.inference_mode():
+                self.heads = _heads(model.model if isinstance(model, Reading) else model, ids, pad_id)
+
+    def batches(self, rows: int, tokens: int) -> list[list[int]]:
+        """Numbers of prompts that are read together, as `batches_of`."""
+        if self.heads is None:
+            return batches_of(self.lengths, rows, tokens)
+        known = [self.heads.lengths[head] for head in self.heads.whose]
+        new = [length - count for length, count in zip(self.lengths, known, strict=True)]
+        return batches_of(self.lengths, rows, tokens, new)
+
+    def start(self, numbers: Sequence[int], room: int) -> Reader:
+        """These prompts, read."""
+        heads = self.heads.of(numbers) if self.heads else None
+        return start(self.model, [self.prompts[number] for number in numbers], self.pad_id, room, heads)
+
+
+def _heads(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> Heads | None:
+    """What several prompts begin with, read; which again may begin alike. None where there is nothing, or where a
+    window has cut off what was read first."""
+    found, whose = beginnings(prompts)
+    if not found:
+        return None
+    above = _heads(model, found, pad_id) if len(found) > 1 else None
+    reader = Cached(model, found, pad_id, above)
+    return Heads(reader, tuple(map(len, found)), tuple(whose)) if reader.whole else None
+
+
+def _steps(model: Any, reader: Reader, stop_ids: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
     """One token for every prompt at a time, until all have ended. A row that has ended repeats its stop id."""
     generator = torch.Generator().manual_seed(sampling.seed)
     stops = torch.tensor(sorted(stop_ids))
-    with turn_of(model):
-        reader = start(model, prompts, pad_id, sampling.max_new_tokens)
     logits = reader.logits
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
-    for left in range(sampling.max_new_tokens, 0, -1):
+    ended = torch.zeros(len(logits), dtype=torch.bool)
+    left = torch.arange(len(logits))  # numbers of the rows that are still computed
+    for budget in range(sampling.max_new_tokens, 0, -1):
         if reader.never:
             logits = logits.index_fill(1, torch.tensor(reader.never, device=logits.device), -torch.inf)
+        if len(left) < len(ended):
+            # Draws go by the place of a row: rows that are gone keep theirs, or a seed would mean something else.
+            whole = logits.new_zeros(len(ended), logits.shape[1])
+            logits = whole.index_copy_(0, left.to(logits.device), logits)
         token = choose(logits, sampling, generator)  # [B], on the processor
         token = torch.where(ended, stops[0], token)
         ended |= torch.isin(token, stops)
         yield token.tolist()
-        if left == 1 or bool(ended.all()):
+        if budget == 1 or bool(ended.all()):
             return
         with turn_of(model), torch.inference_mode():
-            logits = reader.proceed(token)
+            going = (~ended[left]).nonzero()[:, 0]
+            if len(going) <= KEPT * len(left):
+                left = left[going]
+                reader = reader.branch(going.to(logits.device))
+            logits = reader.proceed(token[left])
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:

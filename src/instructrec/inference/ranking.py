@@ -29,16 +29,19 @@ from numpy.typing import NDArray
 
 from ..data.records import Record
 from ..errors import InputError
-from ..models.kinds import kind_of
+from ..models.kinds import Reader, kind_of
+from ..models.packing import packed
+from ..models.reading.beside import beside
 from ..models.sharing import turn_of
 from ..prompts.template import Rendered, Renderer
 from ..prompts.verbalizer import Verbalizer
-from .engine import batches_of, prompt_length, start
+from .engine import Asked
 
 Floats = NDArray[np.float64]
 
 COMBINE = ("any", "mean")
 CALIBRATIONS = ("none", "contextual", "pmi")
+LOGITS = 2**25  # numbers of logits that one call makes at most: 128 MiB in fp32
 
 
 @dataclass(frozen=True)
@@ -110,34 +113,93 @@ def likelihoods(
     keys = [(tuple(row.ids), row.instruction_end) for row in rows]
     unique = [number for number, key in enumerate(keys) if first.setdefault(key, number) == number]
     found = np.zeros((len(rows), len(candidates)))
-    lengths = [prompt_length(model, rows[number]) for number in unique]
-    for numbers in batches_of(lengths, batch_rows, batch_tokens):
-        batch = [unique[number] for number in numbers]
-        pairs = max(1, batch_tokens // lengths[numbers[0]])
-        with turn_of(model), _fine_logits(model):
-            found[batch] = _batch(model, [rows[number] for number in batch], candidates, pad_id, pairs)
-        done(len(batch))
+    lead = () if kind_of(model).causal else candidates.lead  # it is no part of what an encoder reads
+    with packed(model):
+        reading = Asked([rows[number] for number in unique], model, pad_id)
+        for numbers in reading.batches(batch_rows, batch_tokens):
+            pairs = max(1, batch_tokens // max(reading.lengths[number] for number in numbers))
+            with turn_of(model), _fine_logits(model):
+                reader = reading.start(numbers, candidates.longest)
+                found[[unique[number] for number in numbers]] = _batch(reader, candidates, pairs, lead)
+            done(len(numbers))
     done(len(rows) - len(unique))
     return found[[first[key] for key in keys]]
 
 
 @torch.inference_mode()
-def _batch(model: Any, rows: Sequence[Rendered], candidates: Candidates, pad_id: int, pairs: int) -> Floats:
-    """[B, K]; pairs: of a prompt and what comes before a candidate's last token, at most so many at once."""
-    reader = start(model, rows, pad_id, candidates.longest)
-    for token in () if kind_of(model).causal else candidates.lead:  # it is no part of what an encoder reads
-        reader.logits = reader.proceed(torch.full((len(rows),), token))
+def _batch(reader: Reader, candidates: Candidates, pairs: int, lead: Sequence[int]) -> Floats:
+    """[B, K]; pairs: of a prompt and what comes before a candidate's last token, at most so many at once. lead: what
+    all candidates begin with and is yet to be read."""
+    rows = len(reader.logits)
+    for token in lead:
+        reader.logits = reader.proceed(torch.full((rows,), token))
     logs = _log_softmax(reader.logits)  # [B, V]
     scores = torch.stack([logs[:, ids[0]] for ids in candidates.ids], 1)  # [B, K]
     # What has to be read to score every token: candidates without their last one, and of these only the longest of
     # those that begin alike.
     heads = {ids[:-1] for ids in candidates.ids if len(ids) > 1}
     paths = sorted(path for path in heads if not any(path != other and other[: len(path)] == path for other in heads))
-    work = [(row, path) for row in range(len(rows)) for path in paths]
+    if paths and not _at_once(reader, candidates, paths, scores):
+        _in_steps(reader, candidates, paths, pairs, scores)
+    return np.asarray(scores.double().cpu().numpy(), dtype=np.float64)
+
+
+def _at_once(reader: Reader, candidates: Candidates, paths: Sequence[tuple[int, ...]], scores: torch.Tensor) -> bool:
+    """Add what comes after the first tokens to `scores` [B, K], all paths behind one copy of each prompt. False where
+    the model can't be asked so, nothing being added."""
+    rows, vocabulary = reader.logits.shape
+    most = max(1, LOGITS // vocabulary)  # tokens of a call
+    done: set[tuple[int, int]] = set()  # parts may share beginnings, which count once
+    for part in _parts(paths, most):
+        nodes = sorted({path[:size] for path in part for size in range(1, len(path) + 1)})
+        number = {node: place for place, node in enumerate(nodes)}
+        device = scores.device
+        seen = torch.eye(len(nodes), dtype=torch.bool)
+        for node, place in number.items():
+            for size in range(1, len(node)):
+                seen[place, number[node[:size]]] = True
+        ids = torch.tensor([node[-1] for node in nodes], device=device)
+        depth = torch.tensor([[len(node) - 1 for node in nodes]], device=device)
+        picks = []  # candidate, node after which its next token is scored, that token
+        for place, words in enumerate(candidates.ids):
+            for size in range(1, len(words)):
+                if words[:size] in number and (place, size) not in done:
+                    done.add((place, size))
+                    picks.append((place, number[words[:size]], words[size]))
+        columns, where, tokens = (torch.tensor(part, device=device) for part in zip(*picks, strict=True))
+        for begin in range(0, rows, step := max(1, most // len(nodes))):
+            some = torch.arange(begin, min(rows, begin + step), device=device)
+            logits = beside(reader, some, ids.expand(len(some), -1), depth, seen[None].to(device))
+            if logits is None:
+                return False
+            found = _log_softmax(logits)[:, where, tokens]  # [R, number of picks]
+            scores[begin : begin + len(some)].index_add_(1, columns, found.to(scores.dtype))
+    return True
+
+
+def _parts(paths: Sequence[tuple[int, ...]], most: int) -> list[list[tuple[int, ...]]]:
+    """Paths in their order, as many together as have at most `most` tokens between them, shared ones counted once."""
+    parts: list[list[tuple[int, ...]]] = []
+    nodes: set[tuple[int, ...]] = set()
+    for path in paths:
+        own = {path[:size] for size in range(1, len(path) + 1)}
+        if not parts or len(nodes | own) > most:
+            parts.append([])
+            nodes = set()
+        parts[-1].append(path)
+        nodes |= own
+    return parts
+
+
+def _in_steps(
+    reader: Reader, candidates: Candidates, paths: Sequence[tuple[int, ...]], pairs: int, scores: torch.Tensor
+) -> None:
+    """The same token by token, each path behind a copy of its prompt's memory."""
+    work = [(row, path) for row in range(len(scores)) for path in paths]
     done: set[tuple[int, int, int]] = set()  # paths that begin alike may fall into several parts
     for begin in range(0, len(work), pairs):
         part = work[begin : begin + pairs]
-        own = reader.branch(torch.tensor([row for row, _ in part], device=logs.device))
+        own = reader.branch(torch.tensor([row for row, _ in part], device=scores.device))
         for step in range(max(len(path) for _, path in part)):
             tokens = torch.tensor([path[step] if step < len(path) else path[-1] for _, path in part])
             after = _log_softmax(own.proceed(tokens))  # [R, V]
@@ -149,7 +211,6 @@ def _batch(model: Any, rows: Sequence[Rendered], candidates: Candidates, pad_id:
                     if new and (row, number, step) not in done:
                         done.add((row, number, step))
                         scores[row, number] += after[place, ids[step + 1]]
-    return np.asarray(scores.double().cpu().numpy(), dtype=np.float64)
 
 
 @contextmanager
@@ -162,15 +223,15 @@ def _fine_logits(model: Any) -> Iterator[None]:
         return
     weight = head.weight.detach().float()
     bias = None if head.bias is None else head.bias.detach().float()
-
-    def finer(_: Any, inputs: tuple[torch.Tensor, ...], __: Any) -> torch.Tensor:
-        return torch.nn.functional.linear(inputs[0].float(), weight, bias)
-
-    handle = head.register_forward_hook(finer)
+    own = vars(head)
+    before = own.get("forward")  # packed weights
+    own["forward"] = lambda hidden: torch.nn.functional.linear(hidden.float(), weight, bias)
     try:
         yield
     finally:
-        handle.remove()
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -184,10 +245,12 @@ def next_tokens(
 ) -> Floats:
     """log p of each of `ids` as the next token after each prompt, [N, K]: what verbalizers are learned from."""
     found = np.zeros((len(prompts), len(ids)))
-    for numbers in batches_of([prompt_length(model, prompt) for prompt in prompts], 16, batch_tokens):
-        with turn_of(model), _fine_logits(model):
-            reader = start(model, [prompts[number] for number in numbers], pad_id, 1)
-        found[numbers] = _log_softmax(reader.logits)[:, list(ids)].double().cpu().numpy()
+    with packed(model):
+        reading = Asked(prompts, model, pad_id)
+        for numbers in reading.batches(16, batch_tokens):
+            with turn_of(model), _fine_logits(model):
+                reader = reading.start(numbers, 1)
+            found[numbers] = _log_softmax(reader.logits)[:, list(ids)].double().cpu().numpy()
     return found
 
 

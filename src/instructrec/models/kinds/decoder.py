@@ -1,6 +1,7 @@
 """Decoders: one causal stack that reads the prompt and goes on with the answer.
 
-B rows, T tokens of the longest row or prompt, N supervised positions, R rows of a branch, V vocabulary.
+B rows, T tokens of the longest row or prompt, N supervised positions, R rows of a branch, V vocabulary, H beginnings
+that prompts share, G key/value heads, E width of a head.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ...errors import InputError
 from ...prompts.template import Rendered
@@ -53,9 +56,9 @@ class Decoder(Kind):
         """Prompt and answer in one sequence."""
         return collate(rows, pad_id, numbers)
 
-    def start(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> Cached:
+    def start(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, heads: Heads | None = None) -> Cached:
         """Prompts filled up on the left."""
-        return Cached(model, prompts, pad_id)
+        return Cached(model, prompts, pad_id, heads)
 
 
 def collate(rows: Sequence[Rendered], pad_id: int, numbers: Sequence[int] = ()) -> Batch:
@@ -85,23 +88,90 @@ def selected(cache: Any, rows: torch.Tensor) -> Any:
     return cache
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Beginnings that prompts share, read once.
+
+    reader: of the H beginnings.  lengths [H]: their tokens.  whose [B]: the beginning of each prompt.
+    """
+
+    reader: Cached
+    lengths: tuple[int, ...]
+    whose: tuple[int, ...]
+
+    def of(self, numbers: Sequence[int]) -> Heads:
+        """The same for these of the prompts."""
+        return replace(self, whose=tuple(self.whose[number] for number in numbers))
+
+    def new(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Tokens of a prompt that are yet to be read, most over the prompts."""
+        return max(len(ids) - self.lengths[head] for ids, head in zip(prompts, self.whose, strict=True))
+
+
+class _Roomy(DynamicLayer):
+    """Keys and values with room behind them, so that a token more does not copy all that are there."""
+
+    SPARE = 32
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized = layer.keys, layer.values, True
+        self.dtype, self.device = layer.dtype, layer.device
+        self._space: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with those of the new tokens, [B, G, T, E] each."""
+        assert self.keys is not None and self.values is not None
+        old = self.keys.shape[2]
+        total = old + key_states.shape[2]
+        # Whoever selects rows puts tensors of its own in place of ours: they are not in our space any more.
+        ours = self._space and self._space[0].data_ptr() == self.keys.data_ptr()
+        if not ours or total > self._space[0].shape[2]:
+            self._space = [_widened(part, total + self.SPARE) for part in (self.keys, self.values)]
+        for space, new in zip(self._space, (key_states, value_states), strict=True):
+            space[:, :, old:total] = new
+        self.keys, self.values = (space[:, :, :total] for space in self._space)
+        return self.keys, self.values
+
+
+def _widened(part: torch.Tensor, size: int) -> torch.Tensor:
+    space = part.new_empty(*part.shape[:2], size, part.shape[3])
+    space[:, :, : part.shape[2]] = part
+    return space
+
+
 class Cached:
-    """Prompts filled up on the left, read in one go, and the backbone's own cache after that."""
+    """Prompts filled up on the left, read in one go, and the backbone's own cache after that.
+
+    Where prompts begin as `heads` say, every row has its last N tokens read, N being the most that any row has behind
+    its beginning; what comes before is copied from the beginning. So keys stand where they would stand without `heads`,
+    padding on the left and no gap, which windows of a sliding layer rely on.
+    """
 
     never: Sequence[int] = ()
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, heads: Heads | None = None) -> None:
         device = next(model.parameters()).device
         width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+        new = min(width, heads.new(prompts)) if heads else width
+        ids = torch.full((len(prompts), new), pad_id, dtype=torch.long)
         mask = torch.zeros((len(prompts), width), dtype=torch.long)
         for place, prompt in enumerate(prompts):
-            ids[place, width - len(prompt) :] = torch.tensor(prompt)
+            last = list(prompt)[-new:]
+            ids[place, new - len(last) :] = torch.tensor(last)
             mask[place, width - len(prompt) :] = 1
-        self.model, self.mask, self.cache = model, mask.to(device), None
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self.model, self.mask = model, mask.to(device)
+        self.cache: Any = None
+        if heads and new < width:
+            self.cache = _behind(heads, [max(0, len(prompt) - new) for prompt in prompts], width - new)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, width - new :]
         self.logits = self._call(ids.to(device), positions.to(device), logits_to_keep=1)
         self.positions = self.mask.sum(1, keepdim=True)
+        for number, layer in enumerate(self.layers):
+            if type(layer) is DynamicLayer and layer.is_initialized:
+                self.cache.layers[number] = _Roomy(layer)
 
     def proceed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after tokens [B]."""
@@ -116,9 +186,52 @@ class Cached:
         other.mask, other.positions, other.cache = self.mask[rows], self.positions[rows], selected(self.cache, rows)
         return other
 
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The cache of each layer; none where the library keeps something else."""
+        found: Sequence[Any] = getattr(self.cache, "layers", ())
+        return found
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was read is still there as keys and values: nothing cut by a window, no other state."""
+        layers = self.layers
+        kinds = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, _Roomy) for layer in layers)
+        return bool(layers) and kinds and all(_tokens(layer) == self.mask.shape[1] for layer in layers)
+
     def _call(self, ids: torch.Tensor, positions: torch.Tensor, **more: Any) -> torch.Tensor:
         given = {"attention_mask": self.mask, "position_ids": positions, "past_key_values": self.cache, **more}
         out = self.model(input_ids=ids, use_cache=True, **given)
         self.cache = out.past_key_values
         logits: torch.Tensor = out.logits[:, -1]
         return logits
+
+
+def _tokens(layer: Any) -> int:
+    return int(layer.keys.shape[2]) if layer.is_initialized and layer.keys.dim() == 4 else 0
+
+
+def _behind(heads: Heads, known: Sequence[int], width: int) -> Any:
+    """A cache of `width` tokens whose rows end with the first `known` [B] tokens of their beginnings."""
+    reader = heads.reader
+    device = reader.mask.device
+    whose = torch.tensor(heads.whose, device=device)
+    shift = [
+        reader.mask.shape[1] - heads.lengths[head] - (width - count)
+        for head, count in zip(heads.whose, known, strict=True)
+    ]
+    place = torch.arange(width, device=device)[None] + torch.tensor(shift, device=device)[:, None]
+    place = place.clamp(0, reader.mask.shape[1] - 1)[:, None, :, None]  # what is clamped is padding
+    cache = copy(reader.cache)
+    cache.layers = [copy(layer) for layer in cache.layers]
+    for number, layer in enumerate(cache.layers):
+        pair = []
+        for part in (layer.keys, layer.values):
+            part = part[whose]
+            pair.append(part.gather(2, place.expand(-1, part.shape[1], -1, part.shape[3])))
+        if isinstance(layer, _Roomy):
+            cache.layers[number] = layer = _Roomy(layer)
+        layer.keys, layer.values = pair
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length = width
+    return cache
