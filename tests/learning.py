@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from safetensors.torch import load_file
 
 from instructrec.config import TuneSettings
 from instructrec.data.records import Origin
+from instructrec.models.choosing import Chooser, Spelled, choose
+from instructrec.models.kinds import kind_of
 from instructrec.models.methods import Method, trained_parameters
 from instructrec.prompts.template import Rendered
+from instructrec.prompts.verbalizer import Verbalizer
 from instructrec.training.loop import Plan, Training
 from instructrec.training.processes import ALONE, Processes
 
@@ -53,11 +57,35 @@ def training(model: Any, data: Sequence[Rendered], how: Plan, group: Processes =
 def take_steps(model: Any, steps: int, vocabulary: int, rate: float = 1e-2) -> None:
     """Some optimizer steps through the program's own loop."""
     data = rows([20, 7, 31, 12], vocabulary)
-    run = training(model, data, plan(epochs=float(steps), learning_rate=rate))
+    whole = model
+    if kind_of(model).chooses:
+        whole = choosing(model, vocabulary)
+        data = [labelled(row, number % 3, vocabulary) for number, row in enumerate(data)]
+    run = training(whole, data, plan(epochs=float(steps), learning_rate=rate))
     assert len(run.steps) == steps
     for step in range(steps):
         run._step(step)
     model.eval()
+
+
+MASK = 4
+
+
+def choosing(model: Any, vocabulary: int) -> Chooser:
+    """An encoder that chooses among three labels, one of them of two tokens."""
+    words = ((7,), (8, 9), (10,))
+    labels = Verbalizer({name: (name,) for name in "abc"})
+    masked = kind_of(model).masked
+    texts = tuple(([6, *word, 7],) for word in words)
+    parts = ((), tuple((word,) for word in words)) if masked else ((), ())
+    return choose(model, Spelled(labels, *parts, texts, MASK if masked else None, 3, vocabulary))
+
+
+def labelled(row: Rendered, label: int, vocabulary: int) -> Rendered:
+    """The prompt of a row with one mask in it, and a label."""
+    ids = [5 if number == MASK else number for number in row.ids[: row.prompt_end]]
+    ids[1:1] = [MASK]
+    return replace(row, ids=[*ids, vocabulary + label], supervised=[False] * len(ids) + [True], prompt_end=len(ids))
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
@@ -77,6 +105,8 @@ def tensors_in(folder: Path, but: Sequence[str] = ()) -> list[torch.Tensor]:
 
 
 __all__ = [
+    "choosing",
+    "labelled",
     "options_of",
     "plan",
     "rows",

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordPiece
 from tokenizers.trainers import BpeTrainer
 
 KINDS = ("llama", "gpt2", "qwen", "gemma")
 PAIRS = ("t5", "marian")  # encoder-decoders
+ENCODERS = ("bert", "roberta", "minilm")  # masked encoders, the last without a masked-LM head
 TOKENIZERS = (*KINDS, "llama3")
 WIDTH = 32
-POSITIONS = {"gpt2": 128, "marian": 96}  # the others: 256, T5 has no limit
+POSITIONS = {"gpt2": 128, "marian": 96, "bert": 128, "roberta": 128, "minilm": 128}  # the others: 256, T5 has no limit
 
 TEXT = """\
 The parcel has not arrived. Where is my parcel now? Please translate the sentence into French: the house is red.
@@ -165,6 +166,29 @@ def _build(kind: str) -> tuple[Tokenizer, dict[str, str], str | None]:
         end = ("</s>", made.token_to_id("</s>"))
         made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[end])
         return made, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, None
+    if kind in ("bert", "minilm"):  # lower case, a token for each Chinese character, unknown ones are [UNK]
+        names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        # Not trained: the trainer's vocabulary is another one each time.
+        bare = normalizers.BertNormalizer().normalize_str(TEXT)
+        words = [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(bare)]
+        letters = sorted({*bare} - {" ", "\n"})
+        every = dict.fromkeys([*names.values(), *letters, *(f"##{one}" for one in letters), *sorted({*words})])
+        vocab = {word: number for number, word in enumerate(every)}
+        made = Tokenizer(WordPiece(vocab=vocab, unk_token="[UNK]"))
+        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        made.decoder = decoders.WordPiece()
+        made.add_tokens(_special(*names.values()))
+        around = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+        made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
+        return made, names, None
+    if kind == "roberta":  # the mask takes the space before it
+        first = ("<s>", "<pad>", "</s>", "<unk>")
+        made = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), _special(*first))
+        made.add_tokens([AddedToken("<mask>", special=True, normalized=False, lstrip=True)])
+        around = [(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
+        made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=around)
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+        return made, names | {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}, None
     if kind == "gemma":
         made = _pieces(("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"))
         made.normalizer = normalizers.Replace(" ", "▁")
@@ -200,7 +224,7 @@ def _built(kind: str) -> tuple[str, dict[str, str], str | None]:
 
 
 def tokenizer(kind: str) -> Any:
-    """A fresh fast tokenizer of one of TOKENIZERS or PAIRS (fresh, so that a test may change it)."""
+    """A fresh fast tokenizer of one of TOKENIZERS, PAIRS or ENCODERS (fresh, so that a test may change it)."""
     from transformers import PreTrainedTokenizerFast
 
     state, names, template = _built(kind)
@@ -243,6 +267,8 @@ def model(kind: str, *, dtype: Any = None, seed: int = 0) -> Any:
     elif kind == "t5":
         t5: dict[str, Any] = {"d_model": WIDTH, "d_kv": 8, "num_heads": 4, "d_ff": 2 * WIDTH, "num_layers": 2}
         config = transformers.T5Config(decoder_start_token_id=ids["pad_token_id"], dropout_rate=0.0, **t5, **ids)
+    elif kind in ENCODERS:
+        config = _encoder(kind, sizes, ids)
     elif kind == "marian":
         halves = [("layers", 2), ("attention_heads", 4), ("ffn_dim", 2 * WIDTH)]
         half: dict[str, Any] = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in halves}
@@ -254,13 +280,32 @@ def model(kind: str, *, dtype: Any = None, seed: int = 0) -> Any:
         config = transformers.LlamaConfig(num_hidden_layers=2, **sizes, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        auto = transformers.AutoModelForSeq2SeqLM if kind in PAIRS else transformers.AutoModelForCausalLM
-        made = auto.from_config(config, dtype=torch.float32)
+        auto: Any = transformers.AutoModelForSeq2SeqLM if kind in PAIRS else transformers.AutoModelForCausalLM
+        more: dict[str, Any] = {}
+        if kind in ENCODERS:
+            auto = transformers.AutoModel if kind == "minilm" else transformers.AutoModelForMaskedLM
+            more = {"add_pooling_layer": False} if kind == "minilm" else {}
+        made = auto.from_config(config, dtype=torch.float32, **more)
         with torch.no_grad():
             for weight in made.parameters():  # larger than usual, so that logits differ visibly
                 if weight.dim() > 1 and weight.requires_grad:  # Marian's positions are sines
                     weight.normal_(0.0, 0.2)
     return made.to(dtype or torch.float32).eval()
+
+
+def _encoder(kind: str, sizes: dict[str, Any], ids: dict[str, Any]) -> Any:
+    import transformers
+
+    kept = {name: size for name, size in sizes.items() if name not in ("num_key_value_heads", "head_dim")}
+    drops = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    # RoBERTa's positions begin behind its padding's number, which is 1 in every published one.
+    positions = POSITIONS[kind] + (ids["pad_token_id"] + 1 if kind == "roberta" else 0)
+    made = transformers.RobertaConfig if kind == "roberta" else transformers.BertConfig
+    given = {**kept, "max_position_embeddings": positions, "num_hidden_layers": 2}
+    config = made(**given, **drops, **ids)
+    if kind == "minilm":
+        config.label_head = "mean"
+    return config
 
 
 def folder(kind: str, path: Path, *, dtype: Any = None, seed: int = 0) -> Path:

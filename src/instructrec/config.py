@@ -162,6 +162,20 @@ class PTuningSettings(SoftPromptSettings):
     dropout: Share = Field(0.0, description="dropout between layers of the LSTM")
 
 
+class EncoderSettings(Settings):
+    """How a masked encoder (BERT-like) answers; other models have nothing of this."""
+
+    group: ClassVar[str] = "Masked encoders"
+    head: Literal["auto", "cloze", "mean", "cls"] = Field(
+        "auto",
+        description="cloze: the label whose words fit at a mask; mean, cls: a classification head over the mean or the "
+        "first state; auto: cloze where the model has a masked-LM head, else mean",
+    )
+    verbalizer: str = Field(
+        "auto", description="words of the labels: auto (the labels of the rows, in their own words), or a file"
+    )
+
+
 class FullSettings(Settings):
     """Full fine-tuning has no settings of its own."""
 
@@ -197,9 +211,10 @@ class TemplateSettings(Settings):
 
     group: ClassVar[str] = "Prompt"
     template: str = Field(
-        "auto", description="auto (the model's own, else alpaca), model, alpaca, plain, or a Jinja file"
+        "auto", description="auto (the model's own, else alpaca), model, alpaca, plain, cloze, or a Jinja file"
     )
     system: str = Field("", description="system message for rows that have none")
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
 
 
 class ReadingSettings(Settings):

@@ -74,6 +74,9 @@ def choose_arms(wanted: str, loaded: Loaded, pool: Sequence[Record]) -> tuple[li
     if "few_shot" in names and not pool:
         names.remove("few_shot")
         notes.append("no examples are known for this model: it was measured without them")
+    if "few_shot" in names and loaded.backbone.kind.chooses and not loaded.backbone.kind.masked:
+        names.remove("few_shot")
+        notes.append("a text with examples before it is another text to a classification head: measured without them")
     if not names:
         raise InputError(f"arms: nothing is left to measure (got '{wanted}')")
     return [name for name in ARMS if name in names], notes
@@ -95,7 +98,7 @@ class Bench:
             return nullcontext(loaded.model)
         # Full fine-tuning is a model of its own; the pretrained one was loaded beside it.
         switchable = loaded.method is None or loaded.method.switchable
-        base = loaded.untuned() if switchable else nullcontext(loaded.backbone.model)
+        base = loaded.untuned() if switchable else nullcontext(loaded.as_asked(loaded.backbone.model))
         return _rereading(base, loaded.strokes) if arm == "reread" else base
 
     def ask(

@@ -2,7 +2,8 @@
 
 The adapter is merged into the weights, and a reading plan that is one causal pass over [x; ..; x; a] becomes a chat
 template that writes x several times. Both are checked before the folder is there: prompts have the ids that the run
-was tuned with, and right answers the likelihood that the adapter gives them.
+was tuned with, and right answers the likelihood that the adapter gives them. An encoder has no chat template: its
+prompt, its labels and its head lie beside the weights, where `instructrec` finds them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from .. import console
 from ..config import ExportSettings
 from ..data.records import Record
 from ..errors import InputError
-from ..files import disk_faults, new_directory, read_json
-from ..inference.loading import Loaded, is_run, open_target
+from ..files import disk_faults, new_directory, read_json, write_json
+from ..inference.loading import PROMPT_FILE, Loaded, is_run, open_target
 from ..models.methods import Method
 from ..models.reading import ReadingPlan, cut, repeat
 from ..prompts.template import Renderer
@@ -41,28 +42,36 @@ def export_run(target: str, out: str, settings: ExportSettings) -> Path:
     loaded = open_target(target, precision=settings.precision, offline=settings.offline, strokes=settings.strokes)
     assert loaded.method is not None
     check_export(loaded.method, ReadingPlan.from_json(loaded.renderer.reading, target), loaded.strokes, target)
-    source = chat_template(loaded.renderer, loaded.strokes)
+    chooses = loaded.backbone.kind.chooses
     rows = [Record.of(one["instruction"], one["output"], input=one["input"]) for one in _examples(loaded)]
     tokenizer = loaded.backbone.tokenizer
-    _check_prompts(tokenizer, source, loaded, rows)
-    tokenizer.chat_template = source
+    if not chooses:
+        source = chat_template(loaded.renderer, loaded.strokes)
+        _check_prompts(tokenizer, source, loaded, rows)
+        tokenizer.chat_template = source
     rendered = [loaded.renderer.render(record) for record in rows]
     how: dict[str, Any] = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 4096}
     before = row_losses(loaded.model, rendered, **how)
     merged = loaded.method.merge(loaded.decoder)
     if loaded.precision == "bf16":
         merged = merged.bfloat16()
-    after = row_losses(merged, [repeat(row, loaded.strokes) for row in rendered], **how)
+    again = rendered if chooses else [repeat(row, loaded.strokes) for row in rendered]
+    if chooses:
+        loaded.model.model = merged
+    after = row_losses(loaded.model if chooses else merged, again, **how)
     tokens = sum(count for _, count in after)
     apart = sum(abs(a - b) for (a, _), (b, _) in zip(before, after, strict=True)) / max(1, tokens)
     if not apart <= _TOLERANCE[loaded.precision]:
         raise InputError(f"export: the merged model differs ({apart:.2g} nats a token); try --precision fp32")
-    # Elsewhere nobody knows which token ends a turn of this template, unless the model says so.
-    merged.generation_config.eos_token_id = loaded.stop_ids
-    with disk_faults(f"export: {out} could not be written"), new_directory(folder) as temporary:
+    if not chooses:  # elsewhere nobody knows which token ends a turn of this template, unless the model says so
+        merged.generation_config.eos_token_id = loaded.stop_ids
         merged.config._attn_implementation = "sdpa"  # ours is known here only
+    with disk_faults(f"export: {out} could not be written"), new_directory(folder) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if chooses:
+            write_json(temporary / PROMPT_FILE, loaded.renderer.to_json())
+            loaded.model.save_extra(temporary)
     console.say(f"{folder}: checked on {len(rows)} rows, {apart:.1g} nats a token from the adapter")
     return folder
 

@@ -43,7 +43,7 @@ class Assistant:
     def __init__(self, target: Place | Sequence[Place] | Mapping[str, Place], **options: Any) -> None:
         if threads := options.pop("threads", 0):
             torch.set_num_threads(threads)
-        known = inspect.signature(open_target).parameters.keys() - {"target", "base"}
+        known = inspect.signature(open_target).parameters.keys() - {"target", "base", "choosing"}
         every = {"threads", *known, *(field.name for field in fields(Sampling))}
         for name in sorted(options.keys() - every):
             raise InputError(f"Assistant: unknown option '{name}', {did_you_mean(name, every)}")

@@ -23,7 +23,9 @@ def mean_states(loaded: Loaded, texts: Sequence[str], batch_tokens: int = 8192) 
     """[number of texts, D], by the pretrained model alone, whatever it was tuned to."""
     tokenizer, pad = loaded.backbone.tokenizer, loaded.backbone.pad_id
     longest = min(LONGEST, loaded.backbone.max_positions)
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"][:longest] or [pad] for text in texts]
+    writes = not loaded.backbone.kind.chooses  # else the encoder was pretrained on texts with their start and end
+    rows = [tokenizer(text, add_special_tokens=not writes)["input_ids"][:longest] or [pad] for text in texts]
+    more = {"use_cache": False} if writes else {}
     found: dict[int, NDArray[np.float64]] = {}
     switchable = loaded.method is None or loaded.method.switchable
     with torch.inference_mode(), loaded.untuned() if switchable else torch.inference_mode():
@@ -36,7 +38,7 @@ def mean_states(loaded: Loaded, texts: Sequence[str], batch_tokens: int = 8192) 
             for place, number in enumerate(numbers):
                 ids[place, : len(rows[number])] = torch.tensor(rows[number])
                 mask[place, : len(rows[number])] = 1
-            states = body(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+            states = body(input_ids=ids.to(device), attention_mask=mask.to(device), **more).last_hidden_state
             weight = mask.to(device)[:, :, None].double()
             means = ((states.double() * weight).sum(1) / weight.sum(1)).cpu().numpy()  # [B, D]
             found |= dict(zip(numbers, means, strict=True))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,42 @@ from ..errors import InputError, path_problem
 from ..models import backbone as backbones
 from ..models import methods
 from ..models.backbone import Backbone
+from ..models.choosing import LABELS, Chooser, choose, read_labels, spell
+from ..models.kinds import Kind, kind_of
+from ..models.kinds.encoder import CLOZE, MARK, TIED
 from ..models.loading import json_object, quiet
 from ..models.reading import Reading, ReadingPlan, cut, install
 from ..models.sharing import Resident, turn_of
 from ..prompts.choose import make_renderer
 from ..prompts.template import Rendered, Renderer
+from ..prompts.verbalizer import Verbalizer
 
 RUN_FILE, PROMPT_FILE = "run.json", "prompt.json"
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """What an encoder is told that was not tuned. labels: those it chooses from, None where the rows have no closed
+    set of them.  head: by what it answers."""
+
+    labels: Verbalizer | None = None
+    head: str = "auto"
+
+    def check(self, kind: Kind, name: str) -> None:
+        """Raises InputError for a model that only chooses, where there is nothing to choose from."""
+        if kind.chooses and self.labels is None:
+            raise InputError(
+                f"model: '{name}' is an encoder: it chooses among labels and writes no text, and no closed set of "
+                "labels is known here (want label rows, words of the labels, or a run that was tuned on them)"
+            )
 
 
 @dataclass
 class Loaded:
     """A model ready to answer, with the renderer it has to be asked through.
 
-    model: what answers: a `Reading` where an instruction is read by a plan, else the backbone itself.
+    model: what answers: a `Reading` where an instruction is read by a plan, a `Chooser` where labels are chosen, else
+    the backbone itself.
     run: contents of run.json, or {} for an untuned model.  method: None for an untuned model.
     notes: what a reader of its figures has to know.
     """
@@ -45,8 +67,8 @@ class Loaded:
 
     @property
     def decoder(self) -> Any:
-        """The model without its reading plan."""
-        return self.model.model if isinstance(self.model, (Reading, Resident)) else self.model
+        """The model without its reading plan or its labels."""
+        return self.model.model if isinstance(self.model, (Reading, Resident, Chooser)) else self.model
 
     @property
     def strokes(self) -> int:
@@ -72,13 +94,48 @@ class Loaded:
         be undone."""
         plain = self.method.disabled(self.decoder) if self.method else nullcontext(self.decoder)
         with turn_of(self.model), plain as model:
-            yield model
+            yield self.as_asked(model)
+
+    def as_asked(self, model: Any) -> Any:
+        """The model that a method was taken from, choosing among the same labels where this one chooses."""
+        if not isinstance(self.model, Chooser):
+            return model
+        return self.model.over(model) if self.method else self.model
+
+    def choosing(self, labels: Verbalizer) -> Loaded:
+        """The same model choosing among these, as it does without being tuned to any; this one where it knows them all.
+        Raises InputError for a model that was tuned to others."""
+        if isinstance(self.model, Chooser) and self.renderer.labels:
+            known, words = self.renderer.labels, [word for _, word in labels.candidates]
+            if self.model.tuned or all(known.knows(word) for word in words):
+                if len({known.number(word) for word in words}) == len(words):
+                    return self
+                if self.model.tuned:
+                    raise InputError("verbalizer: this model was tuned to one answer a label (want one word each)")
+        renderer = self.renderer.with_labels(labels)
+        model = chooser(self.decoder, renderer).eval()
+        return replace(self, backbone=seated(self.backbone, renderer), renderer=renderer, model=model)
 
 
 def renderer_for(base: Backbone, template: str, system: str) -> Renderer:
     """The renderer that a backbone is asked through, as `make_renderer` finds it for its kind."""
     kind = base.kind
-    return make_renderer(base.tokenizer, template, system, default=kind.template, closed=kind.closed)
+    given: dict[str, Any] = {"default": kind.template, "closed": kind.closed, "masked": kind.masked}
+    return make_renderer(base.tokenizer, template, system, **given)
+
+
+def seated(base: Backbone, renderer: Renderer) -> Backbone:
+    """The backbone with the positions that are left beside the words of the renderer's labels. Raises InputError for
+    labels that can't be asked so."""
+    if not base.kind.chooses or renderer.labels is None:
+        return base
+    return replace(base, max_positions=base.max_positions - spell(renderer, masked=base.kind.masked).extra)
+
+
+def chooser(model: Any, renderer: Renderer) -> Any:
+    """What chooses among the renderer's labels with a model of a kind that does so, else the model itself."""
+    kind = kind_of(model)
+    return choose(model, spell(renderer, masked=kind.masked)) if kind.chooses and renderer.labels else model
 
 
 def positions(model: Any, prompt: Rendered) -> int:
@@ -105,11 +162,12 @@ def open_target(
     system: str = "",
     strokes: int | None = None,
     base: Backbone | None = None,
+    choosing: Choosing = Choosing(),
 ) -> Loaded:
     """Load a run folder, or a built-in name, model folder, GGUF file or hub id, for answering.
 
     strokes: how often an instruction is read; None for as often as in tuning, or once.
-    base: the backbone, where it is loaded already.
+    base: the backbone, where it is loaded already.  choosing: what an encoder is told that was not tuned.
     A run brings its own prompt template: another one is refused, since the model was not tuned for it.
     """
     if strokes is not None:
@@ -121,20 +179,27 @@ def open_target(
             raise InputError(
                 f"{target}: no {RUN_FILE}: the run has not finished (go on with `instructrec tune --resume`)"
             )
-        base = base or backbones.load(target, dtype=dtype, offline=offline)
+        if Path(target, LABELS).is_file():
+            return _open_exported(Path(target), dtype, precision, system)
+        how: dict[str, Any] = {"head": choosing.head, "accepts": lambda kind: choosing.check(kind, target)}
+        base = base or backbones.load(target, dtype=dtype, offline=offline, **how)
+        choosing.check(base.kind, target)
         model = base.model
         install(model)
         if strokes and strokes > 1:
             model = Reading(model, ReadingPlan(strokes=(strokes,))).eval()
         renderer = renderer_for(base, template, system)
-        return Loaded(base, model, renderer, None, {}, None, precision)
+        told = base.notes if base.kind.chooses else ()
+        plain = Loaded(base, model, renderer, None, {}, None, precision, told)
+        return plain.choosing(choosing.labels) if base.kind.chooses and choosing.labels else plain
     folder = Path(target)
     run = run_of(folder)
     if template != "auto":
         raise InputError(f"template: '{target}' was tuned with its own prompt (leave --template away)")
     method = methods.get(run["method"])
-    base = base or backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline)
+    base = base or backbones.load(run["backbone"]["name"], dtype=dtype, offline=offline, head=head_of(folder))
     method.check_kind(base.kind.name)
+    labels = _labels_of(folder, base)
     install(base.model)
     found = fingerprint(base.folder)
     if found and run["backbone"]["fingerprint"] not in (found, ""):
@@ -154,6 +219,11 @@ def open_target(
         model = model.to(dtype).eval()
     base = methods.narrowed(base, method, method.positions_of(model))
     asked = renderer.with_system(system) if system else renderer
+    if labels:
+        _check_same(folder, labels, renderer)
+        base = seated(base, asked)
+        model = chooser(model, asked).eval()
+        model.load_extra(folder)
     if plan.plain and dial == 1:
         return Loaded(base, model, asked, method, run, folder, precision)
     reading = Reading(model, plan, method.using).eval()
@@ -162,6 +232,44 @@ def open_target(
     note = f"tuned to read {plan.describe()}, asked to read {'once' if dial == 1 else f'{dial} times'}"
     notes = () if dial in plan.strokes else (note,)
     return Loaded(base, reading, asked, method, run, folder, precision, notes)
+
+
+def _labels_of(folder: Path, base: Backbone) -> Verbalizer | None:
+    """What a run's model chooses from, if it does. Raises InputError where that is missing, or was for another way of
+    answering."""
+    if not base.kind.chooses:
+        return None
+    labels, head = read_labels(folder)
+    if head != (got := getattr(base.model.config, MARK)):
+        raise InputError(f"{folder / LABELS}: head: the backbone answers otherwise (got {got}, want {head})")
+    return labels
+
+
+def _check_same(folder: Path, labels: Verbalizer | None, renderer: Renderer) -> None:
+    if labels != renderer.labels:
+        raise InputError(f"{folder / LABELS}: labels: others than {PROMPT_FILE} has, which the model was tuned with")
+
+
+def head_of(folder: Path) -> str:
+    """The setting `encoder.head` that leads to the way in which a tuned or exported model answers."""
+    if not (folder / LABELS).is_file():
+        return "auto"
+    _, mark = read_labels(folder)
+    return CLOZE if mark == TIED else mark
+
+
+def _open_exported(folder: Path, dtype: torch.dtype, precision: str, system: str) -> Loaded:
+    """An encoder that `export` left, with its labels."""
+    base = backbones.load(str(folder), dtype=dtype, offline=True, head=head_of(folder))
+    labels = _labels_of(folder, base)
+    file = folder / PROMPT_FILE
+    renderer = Renderer.from_json(json_object(file), base.tokenizer, str(file))
+    _check_same(folder, labels, renderer)
+    asked = renderer.with_system(system) if system else renderer
+    base = seated(base, asked)
+    model = chooser(base.model, asked).eval()
+    model.load_extra(folder)
+    return Loaded(base, model, asked, None, {}, None, precision)
 
 
 def run_of(folder: Path) -> dict[str, Any]:

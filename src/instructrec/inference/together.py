@@ -12,10 +12,11 @@ from ..errors import InputError, did_you_mean
 from ..models import backbone as backbones
 from ..models import methods
 from ..models.backbone import Backbone
+from ..models.choosing import Chooser
 from ..models.methods import Method
 from ..models.reading import Reading
 from ..models.sharing import Resident, Sharing
-from .loading import Loaded, fingerprint, is_run, open_target, run_of
+from .loading import Loaded, fingerprint, head_of, is_run, open_target, run_of
 
 Place = str | os.PathLike[str]
 
@@ -49,7 +50,7 @@ class Together:
         with self._sharing.recording(name):
             alone = open_target(target, base=base, **self.options)
         turn = self._sharing.turn(name)
-        if isinstance(alone.model, Reading):
+        if isinstance(alone.model, (Reading, Chooser)):
             alone.model.turn = turn
             self.loaded[name] = alone
         else:
@@ -77,7 +78,8 @@ class Together:
         about = run_of(Path(target))["backbone"] if is_run(target) else {"name": target, "fingerprint": ""}
         if self._base is None:
             dtype = backbones.compute_dtype(self.options.get("precision", "auto"))
-            self._base = backbones.load(about["name"], dtype=dtype, offline=offline)
+            head = head_of(Path(target))
+            self._base = backbones.load(about["name"], dtype=dtype, offline=offline, head=head)
             self._sharing = Sharing(self._base.model)
             return self._base
         if about["name"] == self._base.name:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,21 +123,32 @@ def find(name: str, offline: bool = False) -> str:
     )
 
 
-def load(name: str, *, dtype: torch.dtype, offline: bool = False, place: torch.device | None = None) -> Backbone:
+def load(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    offline: bool = False,
+    place: torch.device | None = None,
+    head: str = "auto",
+    accepts: Callable[[Kind], None] = lambda kind: None,
+) -> Backbone:
     """A model with its tokenizer, weights in `dtype`, in evaluation mode, on `device()` or at another `place`.
 
+    head: by what a masked encoder answers.  accepts: asked before weights are read; may raise InputError.
     Raises InputError for a model of no kind that can be tuned, without safetensors, that lacks weights, or whose
     tokenizer does not fit.
     """
-    where, config, tokenizer = _config_and_tokenizer(name, offline)
+    where, config, tokenizer, notes = _config_and_tokenizer(name, offline, head)
     kind = by_config(config)
+    accepts(kind)
     with quiet():
         import transformers
 
         given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         try:
-            auto = getattr(transformers, kind.auto)
-            loaded: Any = auto.from_pretrained(where, config=config, dtype=dtype, **LOADING, **given)
+            named, more = kind.weights(config)
+            auto: Any = getattr(transformers, named)
+            loaded: Any = auto.from_pretrained(where, config=config, dtype=dtype, **LOADING, **given, **more)
         except BROKEN as error:
             raise InputError(f"model: '{name}' could not be loaded: {first_line(error)}") from error
     model, info = loaded
@@ -146,29 +158,31 @@ def load(name: str, *, dtype: torch.dtype, offline: bool = False, place: torch.d
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError(f"model: '{name}': the tokenizer has {len(tokenizer):,} ids, the embedding only {rows:,} rows")
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    ends = model.generation_config.eos_token_id
+    # Models that write nothing have no settings of generation.
+    settings = getattr(model, "generation_config", None)
+    ends = None if settings is None else settings.eos_token_id
     stop = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
     # Since check_folder let it pass, the model type is one of the library's.
     mapped = getattr(config, "auto_map", None)
-    notes = ("auto_map in config.json was ignored: the model type is built in",) if mapped else ()
-    # Sampling is ours to decide: settings a folder brings must not change a greedy answer.
-    kept = {name: getattr(model.generation_config, name) for name in kind.kept}
-    model.generation_config = type(model.generation_config)(
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=list(stop), **kept
-    )
-    return Backbone(model.to(place or device()).eval(), tokenizer, name, where, int(positions or 2**30), stop, notes)
+    notes += ("auto_map in config.json was ignored: the model type is built in",) if mapped else ()
+    if settings is not None:
+        # Sampling is ours to decide: settings a folder brings must not change a greedy answer.
+        kept = {name: getattr(settings, name) for name in kind.kept}
+        model.generation_config = type(settings)(pad_token_id=tokenizer.pad_token_id, eos_token_id=list(stop), **kept)
+    positions = kind.positions(config, model) or 2**30
+    return Backbone(model.to(place or device()).eval(), tokenizer, name, where, positions, stop, notes)
 
 
-def load_tokenizer(name: str, *, offline: bool = False) -> tuple[Any, int, Kind]:
+def load_tokenizer(name: str, *, offline: bool = False, head: str = "auto") -> tuple[Any, int, Kind]:
     """Tokenizer of a model, the default number of tokens a row may have, and its kind, without loading weights."""
-    _, config, tokenizer = _config_and_tokenizer(name, offline)
+    _, config, tokenizer, _ = _config_and_tokenizer(name, offline, head)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_LENGTH
     return tokenizer, min(int(positions), _DEFAULT_LENGTH), by_config(config)
 
 
-def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
-    """Where a model lies, its configuration and its fast tokenizer. Raises InputError for one that can't be tuned."""
+def _config_and_tokenizer(name: str, offline: bool, head: str) -> tuple[str, Any, Any, tuple[str, ...]]:
+    """Where a model lies, its configuration, its fast tokenizer, and notes. Raises InputError for one that can't be
+    tuned."""
     where = find(name, offline)
     check_folder(Path(where))
     # False, not left away: the library would ask on the terminal whether to run the folder's code.
@@ -179,6 +193,7 @@ def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
         try:
             config = transformers.AutoConfig.from_pretrained(where, **given)
             by_config(config).check(config, name)
+            notes = by_config(config).settle(config, Path(where), head, name)
             auto = getattr(transformers, by_config(config).tokenizer(config, Path(where), name))
             tokenizer = auto.from_pretrained(where, **given)
         except BROKEN as error:
@@ -186,7 +201,7 @@ def _config_and_tokenizer(name: str, offline: bool) -> tuple[str, Any, Any]:
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"model: '{name}' has no tokenizer.json (a fast tokenizer is needed)")
     by_config(config).check_tokenizer(tokenizer, name)
-    return where, config, tokenizer
+    return where, config, tokenizer, notes
 
 
 def _fetched(name: str, offline: bool) -> Path:

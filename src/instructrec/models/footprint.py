@@ -26,6 +26,12 @@ _HEAD_NORMS = ("qwen3", "gemma3", "gemma3_text", "olmo2")
 HOLES = {(False, False): 0.75, (True, False): 0.42, (False, True): 0.65, (True, True): 0.13}
 LIBRARIES = 80 << 20
 PAIRS = ("t5", "mt5", "umt5", "marian", "bart", "mbart", "m2m_100", "pegasus")
+ENCODERS = (
+    "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+    "electra", "ernie", "eurobert", "flaubert", "funnel", "gte", "longformer", "luke", "megatron-bert", "mobilebert",
+    "modernbert", "mpnet", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert",
+    "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     kind = str(config.get("model_type", ""))
     if kind in PAIRS or config.get("is_encoder_decoder"):
         raise InputError(f"estimate: memory of encoder-decoders is not estimated (got {kind})")
+    if (kind in ENCODERS and not config.get("is_decoder")) or config.get("label_head"):
+        raise InputError(f"estimate: memory of masked encoders is not estimated (got {kind})")
 
     def first(*names: str) -> int:
         for name in names:

@@ -97,6 +97,11 @@ def _check_sizes(config_file: Path, config: dict[str, Any], tensors: int, size: 
             )
 
 
+def tensor_names(folder: Path) -> set[str]:
+    """Names of the tensors of a model folder, read from the headers of its files."""
+    return {name for file in _weight_files(folder) for name in tensor_types(file)}
+
+
 def check_numbers(model: Any, folder: Path) -> None:
     """Raises InputError when a weight is kept as something else than floating-point numbers: the library would turn
     the bytes of one kind of number into another without a word."""

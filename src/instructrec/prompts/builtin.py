@@ -32,4 +32,16 @@ PLAIN = """\
 {%- endfor -%}
 """
 
-BUILTIN = {"alpaca": ALPACA, "plain": PLAIN}
+# For masked encoders: the answer's place is a mask, earlier answers stand in theirs.
+CLOZE = """\
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{ 'Answer: ' + message.content + '.\\n' }}
+{%- else -%}
+{{ message.content + '\\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ 'Answer: ' + mask_token + '.' }}{% endif -%}
+"""
+
+BUILTIN = {"alpaca": ALPACA, "plain": PLAIN, "cloze": CLOZE}

@@ -144,7 +144,7 @@ def _fitted_on_disk(records: Stored, limits: _Limits, track: Callable[[Sequence[
     def done(count: int) -> None:
         deque(islice(ticks, count), 0)
 
-    shelved = shelve(whole, limits.to_json(), len(limits.renderer.tokenizer), limits.fate, done)
+    shelved = shelve(whole, limits.to_json(), limits.renderer.vocabulary, limits.fate, done)
     numbers = np.arange(len(whole)) if records.numbers is None else records.numbers
     shelf = Shelf(shelved.home, records, numbers, shelved.kind)
     states = shelf.column("state")

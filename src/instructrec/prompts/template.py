@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from ..data.records import Origin, Record, Turn
 from ..errors import InputError
 from .sandbox import compile_template
+from .verbalizer import Verbalizer
 
 FORMAT = 1
 # Some families open a block for reasoning unless told not to; an instruction row has no reasoning to learn from.
@@ -70,6 +72,7 @@ class Renderer:
     def __init__(self, tokenizer: Any, source: str, *, name: str, system: str = "", own: bool = True) -> None:
         self.tokenizer, self.source, self.name, self.system, self.own = tokenizer, source, name, system, own
         self.reading: dict[str, Any] = {"strokes": 1}  # the plan by which a model reads what is rendered here
+        self.labels: Verbalizer | None = None  # what a model chooses from that writes no text
         self._run = compile_template(source)
         if tokenizer.eos_token_id is None:
             raise InputError("this tokenizer has no end token (eos_token): the model could never learn to stop")
@@ -204,7 +207,10 @@ class Renderer:
         return self.prompt(record).ids
 
     def answer_ids(self, record: Record) -> tuple[list[int], list[int]]:
-        """Ids of a record's answer as they stand behind its prompt, and those that end it."""
+        """Ids of a record's answer as they stand behind its prompt, and those that end it.
+
+        With `labels` an answer is one id, its label's number behind the vocabulary, and nothing ends it.
+        """
         turns = [Turn("system", self.system)] if self.system and not record.system else []
         turns += record.turns
         _check_characters(turns)
@@ -212,9 +218,16 @@ class Renderer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """An answer's text: generated ids without end tokens, outer white space removed."""
+        if self.labels:
+            return " ".join(self.labels.labels[number - len(self.tokenizer)] for number in ids)
         return str(
             self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ).strip()
+
+    def accepted(self, answers: Sequence[str]) -> list[str]:
+        """What `decode` has to give to be right: with `labels`, the label of an answer that is one of its words."""
+        labels = self.labels
+        return [labels.labels[labels.number(text)] if labels and labels.knows(text) else text for text in answers]
 
     def stop_ids(self, extra: Sequence[int] = ()) -> list[int]:
         """Ids that end an answer: the template's end token, the tokenizer's EOS and the model's own (`extra`)."""
@@ -256,17 +269,25 @@ class Renderer:
         White space that the template puts between prompt and answer is part of what the model has to generate, so it
         is part of the answer.
         """
+        if self.labels:
+            return [len(self.tokenizer) + self.labels.number(turns[-1].text)], []
         full = self._text(turns, header=False)
         start, end = self._last_span(full, turns)
         shown = full.text.startswith(prompt)
         if self._lead and not shown:
             raise InputError(f"prompt template '{self.name}' changes what it puts before an answer with the turns")
-        gap = full.text[len(prompt) : start] if shown else ""
+        gap = full.text[len(prompt) : start] if shown else self._before_mask(prompt)
         piece = _Text(gap + full.text[start:end], ((len(gap), len(gap) + end - start, 0),))
         ids = self._encode(piece, 0, len(piece.text), first=False)
         tail = self._tokens(full.text[end:], first=False)
         flags = self._end_flags(tail)
         return ids, tail[: sum(flags)] if any(flags) else [self.tokenizer.eos_token_id]
+
+    def _before_mask(self, prompt: str) -> str:
+        """White space before a prompt's mask: it belongs to the word that stands there ("Ġgreat")."""
+        mask = self.tokenizer.mask_token
+        before = prompt[: prompt.rindex(mask)] if mask and mask in prompt else ""
+        return before[len(before.rstrip()) :]
 
     def _end_flags(self, piece: Sequence[int]) -> list[bool]:
         """True up to and including the first special token: the end of the answer before this piece."""
@@ -313,6 +334,11 @@ class Renderer:
         return self._lead
 
     @property
+    def vocabulary(self) -> int:
+        """Ids that a rendered row may have: those of the tokenizer and of the labels."""
+        return len(self.tokenizer) + (len(self.labels.labels) if self.labels else 0)
+
+    @property
     def adds_bos(self) -> bool:
         """True where the tokenizer's BOS is put before the template's text."""
         return bool(self._bos)
@@ -330,6 +356,8 @@ class Renderer:
             "end_token": self.tokenizer.convert_ids_to_tokens(self.end_id),
             "reading": self.reading,
         }
+        if self.labels:
+            body["labels"] = {label: list(words) for label, words in self.labels.words.items()}
         return body | {"sha256": _digest(body)}
 
     @classmethod
@@ -357,17 +385,24 @@ class Renderer:
             raise InputError(
                 f"{where}: end_token: this tokenizer ends answers differently (want {value['end_token']!r})"
             )
-        return renderer.with_reading(value["reading"])
+        labels = Verbalizer.from_value(value["labels"], f"{where}: labels") if "labels" in value else None
+        return renderer.with_reading(value["reading"]).with_labels(labels)
 
     def with_system(self, system: str) -> Renderer:
         """The same template with another default system message."""
         other = Renderer(self.tokenizer, self.source, name=self.name, system=system, own=self.own)
-        return other.with_reading(self.reading)
+        return other.with_reading(self.reading).with_labels(self.labels)
 
     def with_reading(self, reading: dict[str, Any]) -> Renderer:
         """This renderer, with a reading plan that `prompt.json` keeps beside the template."""
         self.reading = dict(reading)
         return self
+
+    def with_labels(self, labels: Verbalizer | None) -> Renderer:
+        """A copy of this renderer whose answers are these labels, or text."""
+        other = copy(self)
+        other.labels = labels
+        return other
 
 
 def shorten_input(record: Record, characters: int) -> Record:

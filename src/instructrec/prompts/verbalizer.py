@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import InputError, did_you_mean
+from ..measures.text import normalise
 from ..yamlfile import tree
 
 
@@ -103,6 +105,22 @@ class Verbalizer:
     def candidates(self) -> list[tuple[str, str]]:
         """(label, word) for every word, label by label."""
         return [(label, word) for label, words in self.words.items() for word in words]
+
+    def number(self, answer: str) -> int:
+        """The number of the label that an answer is, or is a word of. Raises InputError naming the nearest."""
+        if not self.knows(answer):
+            hint, count = did_you_mean(answer[:60], self.labels), len(self.labels)
+            raise InputError(f"'{answer[:60]}' is none of the {count} labels that this model chooses from, {hint}")
+        return self._numbers[normalise(answer)]
+
+    def knows(self, answer: str) -> bool:
+        """Whether it is a label or one of its words."""
+        return normalise(answer) in self._numbers
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        words = {normalise(word): self.labels.index(label) for label, word in self.candidates}
+        return words | {normalise(label): number for number, label in enumerate(self.labels)}
 
     def shown(self, label: str) -> str:
         """The word that stands for a label in an example. Raises InputError for an unknown label."""

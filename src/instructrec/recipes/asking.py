@@ -100,6 +100,10 @@ class Asker:
         verbalizer = way.verbalizer
         assert verbalizer
         shown = [way.task.show(records[0], word, way.labels) for _, word in verbalizer.candidates]
+        if self.loaded.backbone.kind.chooses:
+            if way.per_token:
+                raise InputError("per_token: an encoder scores labels as a whole (leave it away)")
+            self.loaded = self.loaded.choosing(Verbalizer({one.answer: (one.answer,) for one in shown}))
         candidates = Candidates.of(self.loaded.renderer, shown)
         asked = [self._ask(way, record, candidates.longest, self._answers(way)) for record in records]
         read = self._reader(candidates, done)
@@ -141,6 +145,8 @@ class Asker:
         """The verbalizer that solved rows choose: of the words of one token that are likely answers to them, those that
         tell a label's rows from the others (`verbalizer.learn`). `labels` of the records, in their order."""
         renderer, tokenizer = self.loaded.renderer, self.loaded.backbone.tokenizer
+        if self.loaded.backbone.kind.chooses:
+            raise InputError("verbalizer: words are learned from models that write text (want a file of words)")
         plain = [label.replace("_", " ") for label in dict.fromkeys(labels)]
         probes = [tuple(renderer.answer_ids(task.show(records[0], text, plain))[0]) for text in ("good", "bad", "是")]
         lead = tuple(commonprefix(probes))

@@ -15,6 +15,7 @@ from ..data.facts import column, tasks
 from ..data.records import Record, Rows
 from ..errors import InputError
 from .damage import show_damaged
+from .labels import labels_of
 from .rows import announce, mixture, read_rows
 from .watch import part_rows
 
@@ -71,8 +72,13 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
     from ..prompts.shelf import targets
 
     announce(settings.model)
-    tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline)
-    renderer = make_renderer(tokenizer, settings.template, settings.system, default=kind.template, closed=kind.closed)
+    tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline, head=settings.encoder.head)
+    given: dict[str, Any] = {"default": kind.template, "closed": kind.closed, "masked": kind.masked}
+    renderer = make_renderer(tokenizer, settings.template, settings.system, **given)
+    if kind.chooses:
+        labels = labels_of([rows], settings.encoder)
+        told = f"Chooses among {len(labels.labels)} labels" if labels else "these answers are no closed set of labels"
+        (console.say if labels else console.warn)(f"{told}: '{settings.model}' is an {kind.name}")
     fitted = fit(
         rows,
         renderer,

@@ -85,7 +85,7 @@ def _of_rows(files: Sequence[str | Source], settings: TuneSettings, model: Archi
     rows = read_rows(list(files), settings)
     watched = None if settings.validation is None else read_rows(settings.validation, settings).records
     parts = fewer(part_rows(rows.records, watched, settings), settings)
-    tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline)
+    tokenizer, limit, kind = load_tokenizer(settings.model, offline=settings.offline, head=settings.encoder.head)
     renderer = make_renderer(tokenizer, settings.template, settings.system, default=kind.template, closed=kind.closed)
     plan = Plan(
         epochs=1.0,

@@ -25,11 +25,12 @@ from ..evaluation.arms import ARMS, Answered, Asked, Bench, choose_arms
 from ..evaluation.card import write_card
 from ..evaluation.report import cell, clean, write_report
 from ..files import read_json, write_text
-from ..inference.loading import Loaded, is_run, open_target
+from ..inference.loading import Choosing, Loaded, is_run, open_target
 from ..measures.metrics import METRICS, RowScores, label_set, score
 from ..measures.statistics import Estimate, bootstrap, paired_difference
 from ..models import embedded
 from ..settings import checked
+from .labels import labels_of
 from .robustness import Clean, chosen, robustness
 from .robustness import show as show_robustness
 from .rows import MEMORY, Data, announce, name_of, read_rows, sources_of
@@ -125,6 +126,7 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
         template=settings.template,
         system=settings.system,
         strokes=settings.strokes,
+        choosing=Choosing(labels_of([suite.records for suite in suites], settings.encoder), settings.encoder.head),
     )
     pool = _pool(loaded)
     arms, notes = choose_arms(settings.arms, loaded, pool)
@@ -267,8 +269,9 @@ def _measure(
         for arm in arms:
             bar.advance(0, arm=arm)
             answered[arm] = bench.answer(arm, asked, bar.advance)
-    labels = loaded.run.get("labels") or label_set([record.answer for record in records])
-    references = [record.answers for record in records]
+    known_labels = loaded.renderer.labels.labels if loaded.renderer.labels else loaded.run.get("labels")
+    labels = known_labels or label_set([record.answer for record in records])
+    references = [loaded.renderer.accepted(record.answers) for record in records]
     scores = {
         arm: score(result.texts, references, labels=labels, losses=result.losses) for arm, result in answered.items()
     }

@@ -24,7 +24,7 @@ from ..environment import commit_of_source
 from ..errors import InputError
 from ..evaluation.report import cell, clean
 from ..files import write_json, write_text
-from ..inference.loading import open_target
+from ..inference.loading import Choosing, open_target
 from ..inference.ranking import CALIBRATIONS, Floats
 from ..measures.metrics import METRICS, RowScores, label_set, score
 from ..measures.statistics import bootstrap, mean_of
@@ -115,7 +115,10 @@ def _run(tasks: list[Task], data: Data, settings: PromptingSettings, command: st
     labels = _labels([*test, *pool], settings, tasks[0])
     given = {name: getattr(settings, name) for name in ("precision", "offline", "template", "system", "strokes")}
     announce(settings.model)
-    loaded = open_target(settings.model, **given)
+    if settings.encoder.verbalizer != "auto":
+        raise InputError("encoder.verbalizer: is --verbalizer here")
+    choosing = Choosing(Verbalizer.of(labels) if labels else None, settings.encoder.head)
+    loaded = open_target(settings.model, **given, choosing=choosing)
     for note in loaded.notes:
         console.warn(note)
     asker = Asker(loaded, pool, settings.seed, settings.batch_rows)

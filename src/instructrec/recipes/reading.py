@@ -14,12 +14,14 @@ from ..config import TuneSettings
 from ..data.facts import on_disk
 from ..data.records import Record
 from ..errors import DataError, InputError
+from ..inference.loading import chooser
 from ..models.backbone import Backbone
+from ..models.choosing import Chooser
 from ..models.methods import Method
 from ..models.reading import Reading, ReadingPlan, cuts, install, parse_strokes
 from ..prompts.lengths import Fitted
 from ..prompts.shelf import Shelf, column
-from ..prompts.template import Rendered
+from ..prompts.template import Renderer
 
 
 def plan_of(settings: TuneSettings, method: Method) -> ReadingPlan:
@@ -91,16 +93,21 @@ def behind(
     options: Mapping[str, Any],
     seed: int,
     *,
-    rows: Sequence[Rendered],
+    fitted: Fitted,
+    renderer: Renderer,
     checkpoint: Path | None,
 ) -> Any:
-    """The attached model behind its reading plan, as it starts or as a checkpoint has it; where an instruction is
-    read once, the model itself. From here on it computes as it is quickest to train (models/lowrank.py)."""
+    """The attached model behind its reading plan, or before its labels, as it starts or as a checkpoint has it; where
+    an instruction is read once, the model itself. From here on it computes as it is quickest to train
+    (models/lowrank.py)."""
     from ..models.lowrank import quicken  # PEFT comes with it
 
     quicken(model)
     if plan.plain:
         install(model.get_base_model() if hasattr(model, "get_base_model") else model)  # quicker on a processor
+        model = chooser(model, renderer)
+        if isinstance(model, Chooser) and checkpoint:
+            model.load_extra(checkpoint)
         return model
     for place, name in enumerate(plan.adapters):
         if checkpoint:
@@ -111,5 +118,5 @@ def behind(
     if checkpoint:
         reading.load_extra(checkpoint)
     elif plan.slots:
-        reading.start_slots(rows, "off" if method.switchable else "")
+        reading.start_slots(fitted.rendered, "off" if method.switchable else "")
     return reading

@@ -21,6 +21,7 @@ from ..files import place, write_json
 from ..models.methods import Method, get, narrowed
 from ..settings import checked
 from .curve import check_curve, draw_curve
+from .labels import how_to_load, labels_of
 from .memory import Ledger, Meter, keeping_memory
 from .reading import behind, check_positions, one_answer_each, plan_of
 from .resume import arithmetic, at_step, choose, digest, finished, identity, other_arithmetic, same_everywhere
@@ -155,7 +156,7 @@ class _Run:
         """Load the backbone, render the rows, attach the method: all that can fail before the first step."""
         import torch
 
-        from ..inference.loading import renderer_for
+        from ..inference.loading import renderer_for, seated
         from ..models import backbone as backbones
         from ..prompts.lengths import fit
 
@@ -167,19 +168,21 @@ class _Run:
         announce(settings.model)
         # Weights that are to be cut up need not fit on one device.
         place = torch.device("cpu") if self.group.sharded else backbones.device()
-        self.backbone = backbones.load(settings.model, dtype=self.dtype, offline=settings.offline, place=place)
+        labels = labels_of(self.parts.all, settings.encoder)
+        how = how_to_load(settings, method, self.reading, labels, self.group.sharded)
+        self.backbone = backbones.load(settings.model, dtype=self.dtype, place=place, **how)
         for note in self.backbone.notes:
             console.note(note)
         kind = self.backbone.kind
-        method.check_kind(kind.name)
-        kind.check_plan(self.reading)
         if kind.one_answer or not self.reading.plain:
             self._one_answer_each()
         own = getattr(settings, method.name, None)
         options = own.model_dump() if isinstance(own, Settings) else {}
         self.backbone = narrowed(self.backbone, method, taken := method.positions(options))
         self.renderer = renderer_for(self.backbone, settings.template, settings.system)
+        self.renderer = self.renderer.with_labels(labels if kind.chooses else None)
         self.renderer.with_reading(self.reading.to_json())
+        self.backbone = seated(self.backbone, self.renderer)
         self.max_length = settings.max_length or self.backbone.default_length
         if self.max_length > self.backbone.max_positions:
             wanted = f"want at most {self.backbone.max_positions}"
@@ -216,10 +219,12 @@ class _Run:
             self.tuned = method.load(self.backbone.model, before, trainable=True)
         else:
             self.tuned = method.attach(self.backbone.model, options, settings.seed)
-        rows = self.fitted.rendered
-        self.model = behind(self.reading, self.tuned, method, options, settings.seed, rows=rows, checkpoint=before)
+        given: dict[str, Any] = {"fitted": self.fitted, "renderer": self.renderer, "checkpoint": before}
+        self.model = behind(self.reading, self.tuned, method, options, settings.seed, **given)
         if not before:
-            method.start(self.tuned, options, settings.seed, rows=rows, tokenizer=self.backbone.tokenizer)
+            method.start(
+                self.tuned, options, settings.seed, rows=self.fitted.rendered, tokenizer=self.backbone.tokenizer
+            )
         if settings.checkpointing:
             self.tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.tuned.enable_input_require_grads()
@@ -440,7 +445,8 @@ class _Run:
         }
         train = take(self.parts.train, self.fitted.kept)
         answers = different_answers(train)
-        run["labels"] = label_set(answers, of=len(train))
+        known = self.renderer.labels
+        run["labels"] = known.labels if known else label_set(answers, of=len(train))
         run["fixed_answers"] = len(train) >= 2 * len(answers)  # set phrases: an answer is right or it is not
         parts = {"train": train} | self.parts.sets
         keys = {name: [f"{key:016x}" for key in column(part, "prompt").tolist()] for name, part in parts.items()}

@@ -38,6 +38,11 @@ class Parts:
     explanation: str
     held_out_tasks: list[str]
 
+    @property
+    def all(self) -> list[Sequence[Record]]:
+        """Every part."""
+        return [self.train, *self.sets.values()]
+
     def sizes(self) -> dict[str, int]:
         """Rows of each part."""
         return {"train": len(self.train)} | {name: len(rows) for name, rows in self.sets.items()}
@@ -147,7 +152,8 @@ class Watcher:
             self.sizes[name] = len(records) - len(fitted.dropped)
             self.rendered[name] = fitted.rendered
             self.records[name] = [chosen[place] for place in fitted.kept]
-        self.labels = label_set(different_answers(parts.train), of=len(parts.train))
+        known = renderer.labels
+        self.labels = known.labels if known else label_set(different_answers(parts.train), of=len(parts.train))
 
     def look(self, step: int) -> Mapping[str, Mapping[str, float]]:
         """Held-out set -> metric -> value."""
@@ -193,7 +199,8 @@ class Watcher:
             self.model.train(was_training)
         answers = {number: ids for part in self.group.exchange(list(answers.items())) for number, ids in part}
         texts = [self.renderer.decode(answers[number]) for number in range(len(rows))]
-        scores = score(texts, [record.answers for record in records], labels=self.labels, losses=losses)
+        accepted = [self.renderer.accepted(record.answers) for record in records]
+        scores = score(texts, accepted, labels=self.labels, losses=losses)
         watch = self.settings.watch
         if watch not in scores.statistics:
             why = " (no closed set of labels)" if watch in ("accuracy", "macro_f1") else ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
+from ...errors import InputError
 from ...prompts.template import Rendered
 from .batch import Batch, fill, logits_at
 
@@ -44,6 +45,8 @@ class Kind:
     closed: a prompt ends with the tokenizer's end token, as the texts that the model was pretrained on did.
     causal: one stack that sees what came before; every reading plan and the attention of ours work there only.
     one_answer: a row has one answer, its last; a conversation is cut into one row for each.
+    chooses: it writes no text: an answer is one of a closed set of labels (`models/choosing.py`).
+    masked: the answer's place in the prompt is a mask.
     kept: entries of a folder's generation settings that decide what the model is, not how answers are drawn.
     """
 
@@ -54,6 +57,8 @@ class Kind:
     closed: ClassVar[bool] = False
     causal: ClassVar[bool] = False
     one_answer: ClassVar[bool] = True
+    chooses: ClassVar[bool] = False
+    masked: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
 
     def owns(self, config: Any) -> bool:
@@ -62,6 +67,22 @@ class Kind:
 
     def check(self, config: Any, name: str) -> None:
         """Raises InputError for a configuration of this kind that can't be tuned; `name` as the user gave it."""
+
+    def settle(self, config: Any, folder: Path, head: str, name: str) -> tuple[str, ...]:
+        """Write into the configuration what depends on the weights in `folder` and on the setting `encoder.head`;
+        notes for the user. Raises InputError for a setting that does not go with the model."""
+        if head != "auto":
+            raise InputError(f"encoder.head: '{name}' is no masked encoder but {_a(self.name)} (leave it away)")
+        return ()
+
+    def weights(self, config: Any) -> tuple[str, dict[str, Any]]:
+        """The `transformers` class that loads a model of this configuration, and what it is told besides."""
+        return self.auto, {}
+
+    def positions(self, config: Any, model: Any) -> int | None:
+        """Tokens that a model can hold, None where there is no limit."""
+        found = getattr(config.get_text_config(), "max_position_embeddings", None)
+        return int(found) if found else None
 
     def tokenizer(self, config: Any, folder: Path, name: str) -> str:
         """The `transformers` class that loads the tokenizer in `folder`. Raises InputError where there is none."""
@@ -110,10 +131,15 @@ class Kind:
 
 
 from .decoder import Decoder  # noqa: E402  the kinds need the base class above
+from .encoder import Encoder, MaskedEncoder  # noqa: E402
 from .encoder_decoder import EncoderDecoder  # noqa: E402
 
-# The decoder comes last: it owns what no other does.
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (EncoderDecoder(), Decoder())}
+# In the order in which they are asked: the decoder owns what no other does.
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (EncoderDecoder(), Encoder(), MaskedEncoder(), Decoder())}
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def kind_of(model: Any) -> Kind:

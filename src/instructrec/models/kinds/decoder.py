@@ -37,13 +37,12 @@ class Decoder(Kind):
 
     def check(self, config: Any, name: str) -> None:
         """Raises InputError for what is no decoder, or one without a cache."""
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-        # BERT and its kin have a causal class too, but read to both sides unless their configuration says otherwise.
-        two_sided = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or two_sided:
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(
-                f"model: '{name}' is no decoder ({config.model_type}); this version tunes decoders and encoder-decoders"
+                f"model: '{name}' is no decoder ({config.model_type}); this version tunes decoders, encoder-decoders "
+                "and masked encoders"
             )
         # Answers are made with a cache of keys and values; a recurrent model keeps another state.
         model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

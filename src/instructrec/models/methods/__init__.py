@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 from ...errors import InputError, did_you_mean
 from ...prompts.template import Rendered
 
+# For methods that change a model's layers and need nothing of how it is asked.
+EVERY_KIND: tuple[str, ...] = ("decoder", "encoder-decoder", "encoder", "encoder with a mask")
+
 
 class Method:
     """What a tuning method has to offer. Options come as plain values; the model is one of `transformers`.

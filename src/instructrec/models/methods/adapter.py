@@ -24,7 +24,7 @@ from torch.nn import functional
 from ...errors import InputError, did_you_mean
 from ..loading import json_object, read_tensors
 from ..structure import sublayers
-from . import Method
+from . import EVERY_KIND, Method
 from .through_peft import Unfit, check_finite, check_shapes, read_more, short
 
 TYPE = "BOTTLENECK"
@@ -102,7 +102,7 @@ class Adapter(Method):
     reference = "arXiv 1902.00751"
     learning_rate = 1e-3
     several = True
-    kinds = ("decoder", "encoder-decoder")
+    kinds = EVERY_KIND
     library = "instructrec"
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import InputError
 from ..kinds import kind_of
 from ..loading import BROKEN, LOADING, check_complete, check_folder, check_numbers, first_line
-from . import Method
+from . import EVERY_KIND, Method
 
 
 class Full(Method):
@@ -24,7 +24,7 @@ class Full(Method):
     reference = "arXiv 2109.01652"
     learning_rate = 5e-5
     switchable = False
-    kinds = ("decoder", "encoder-decoder")
+    kinds = EVERY_KIND
     library = "transformers"
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
@@ -49,8 +49,9 @@ class Full(Method):
         given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         dtype = model.dtype if not trainable else None
         try:
-            auto = getattr(transformers, kind_of(model).auto)
-            loaded: Any = auto.from_pretrained(folder, dtype=dtype, **LOADING, **given)
+            named, more = kind_of(model).weights(model.config)
+            auto: Any = getattr(transformers, named)
+            loaded: Any = auto.from_pretrained(folder, dtype=dtype, **LOADING, **given, **more)
         except BROKEN as error:
             raise InputError(f"{folder}: the tuned model could not be loaded: {first_line(error)}") from error
         tuned, info = loaded
@@ -60,7 +61,8 @@ class Full(Method):
             if not weight.isfinite().all():
                 raise InputError(f"{folder}: {name} holds a value that is not finite")
         tuned = tuned.to(next(model.parameters()).device)
-        tuned.generation_config = model.generation_config
+        if hasattr(model, "generation_config"):
+            tuned.generation_config = model.generation_config
         if trainable:
             return self.attach(tuned, {}, 0)
         return tuned.eval()

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..structure import linear_layers, sublayers
+from . import EVERY_KIND
 from .through_peft import Described, ThroughPeft, fields_of, named_layers, names_in, sizes_of, task_of, transposed
 
 
@@ -22,7 +23,7 @@ class Ia3(ThroughPeft):
     name = "ia3"
     reference = "arXiv 2205.05638"
     learning_rate = 1e-2
-    kinds = ("decoder", "encoder-decoder")
+    kinds = EVERY_KIND
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model wrapped by PEFT. Raises InputError for a target that names no linear layer, and where the model has

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..structure import linear_layers
+from . import EVERY_KIND
 from .through_peft import Described, ThroughPeft, fields_of, named_layers, short, sizes_of, task_of, transposed
 
 _KNOWN = ("r", "lora_alpha", "lora_dropout", "init_lora_weights", "use_dora", "use_rslora")
@@ -29,7 +30,7 @@ class Lora(ThroughPeft):
     name = "lora"
     reference = "arXiv 2106.09685"
     learning_rate = 1e-3
-    kinds = ("decoder", "encoder-decoder")
+    kinds = EVERY_KIND
 
     def attach(self, model: Any, options: Mapping[str, Any], seed: int) -> Any:
         """The model wrapped by PEFT. Raises InputError for a target that names no linear layer."""

@@ -186,7 +186,8 @@ def transposed(model: Any) -> bool:
 
 def task_of(model: Any) -> str | None:
     """PEFT's name of what a model is for, None where it needs none."""
-    return kind_of(model).task if hasattr(model, "prepare_inputs_for_generation") else None
+    kind = kind_of(model)
+    return kind.task if kind.chooses or hasattr(model, "prepare_inputs_for_generation") else None
 
 
 @contextmanager
