@@ -117,11 +117,12 @@ class Loaded:
         return replace(self, backbone=seated(self.backbone, renderer), renderer=renderer, model=model)
 
 
-def renderer_for(base: Backbone, template: str, system: str) -> Renderer:
-    """The renderer that a backbone is asked through, as `make_renderer` finds it for its kind."""
+def renderer_for(base: Backbone, template: str, system: str, labels: Verbalizer | None = None) -> Renderer:
+    """The renderer that a backbone is asked through, as `make_renderer` finds it for its kind. labels: what it chooses
+    from, if its kind does."""
     kind = base.kind
     given: dict[str, Any] = {"default": kind.template, "closed": kind.closed, "masked": kind.masked}
-    return make_renderer(base.tokenizer, template, system, **given)
+    return make_renderer(base.tokenizer, template, system, **given).with_labels(labels if kind.chooses else None)
 
 
 def seated(base: Backbone, renderer: Renderer) -> Backbone:

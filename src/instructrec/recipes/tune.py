@@ -29,7 +29,7 @@ from .rows import MEMORY, Data, announce, mixture, name_of, read_rows, used
 from .runfolder import RUN_FILE, OthersFolder, RunFolder, free_folder, last_folder, surroundings
 from .signals import Interrupted, signals
 from .trackers import check_trackers, make_trackers, start_trackers
-from .watch import Parts, Watcher, check_watch, fewer, make_monitor, part_rows
+from .watch import Parts, Watcher, check_watch, fewer, make_monitor, part_rows, worse
 
 if TYPE_CHECKING:
     from ..training.processes import Processes
@@ -179,8 +179,7 @@ class _Run:
         own = getattr(settings, method.name, None)
         options = own.model_dump() if isinstance(own, Settings) else {}
         self.backbone = narrowed(self.backbone, method, taken := method.positions(options))
-        self.renderer = renderer_for(self.backbone, settings.template, settings.system)
-        self.renderer = self.renderer.with_labels(labels if kind.chooses else None)
+        self.renderer = renderer_for(self.backbone, settings.template, settings.system, labels)
         self.renderer.with_reading(self.reading.to_json())
         self.backbone = seated(self.backbone, self.renderer)
         self.max_length = settings.max_length or self.backbone.default_length
@@ -222,9 +221,8 @@ class _Run:
         given: dict[str, Any] = {"fitted": self.fitted, "renderer": self.renderer, "checkpoint": before}
         self.model = behind(self.reading, self.tuned, method, options, settings.seed, **given)
         if not before:
-            method.start(
-                self.tuned, options, settings.seed, rows=self.fitted.rendered, tokenizer=self.backbone.tokenizer
-            )
+            rows, words = self.fitted.rendered, self.backbone.tokenizer
+            method.start(self.tuned, options, settings.seed, rows=rows, tokenizer=words)
         if settings.checkpointing:
             self.tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.tuned.enable_input_require_grads()
@@ -420,7 +418,7 @@ class _Run:
             "tokens_per_second": round(outcome.tokens_per_second, 1),
             "padding_share": round(outcome.padding_share, 4),
         }
-        if looks and looks[0]["step"] == 0 and _worse(monitor, looks[0]["watched"]):
+        if looks and looks[0]["step"] == 0 and worse(monitor, looks[0]["watched"]):
             console.warn("no look at the held-out rows was better than the untuned model: do not rely on this run")
         settings = self.settings.model_dump(mode="json")
         run = {
@@ -460,10 +458,6 @@ class _Run:
         write_json(folder.path / RUN_FILE, run)
         console.say(f"Stopped: {outcome.stopped}. Kept: step {best} ({training['watch']})")
         console.say(f"{outcome.tokens_per_second:,.0f} tokens/s; run folder: {folder.path}")
-
-
-def _worse(monitor: Any, untuned: float) -> bool:
-    return not (monitor.best > untuned if monitor.higher_is_better else monitor.best < untuned)
 
 
 def _spread(records: Sequence[Record], most: int, seed: int) -> list[Record]:

@@ -114,6 +114,11 @@ def make_monitor(parts: Parts, settings: TuneSettings) -> Monitor:
     )
 
 
+def worse(monitor: Monitor, untuned: float) -> bool:
+    """Whether no look was better than the untuned model's."""
+    return not (monitor.best > untuned if monitor.higher_is_better else monitor.best < untuned)
+
+
 class Watcher:
     """Looks at the held-out sets; `look` is what the training loop is handed.
 
@@ -208,4 +213,4 @@ class Watcher:
         return scores.statistics[watch].value
 
 
-__all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "drawn", "fewer", "make_monitor", "part_rows"]
+__all__ = ["SEEN", "UNSEEN", "Parts", "Watcher", "check_watch", "drawn", "fewer", "make_monitor", "part_rows", "worse"]
