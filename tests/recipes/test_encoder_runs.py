@@ -32,6 +32,7 @@ ROWS = [
 ]
 LEARN: dict[str, Any] = {"learning_rate": 1e-2, "epochs": 24.0, "held_out": "none", "eval_every": 1000}
 LEARN["batch_rows"] = 9
+FULL = LEARN | {"learning_rate": 4e-3, "epochs": 40.0}
 
 
 @pytest.fixture(params=tiny.ENCODERS)
@@ -50,8 +51,7 @@ BERT = pytest.mark.parametrize("base", ["bert"], indirect=True)
 def test_a_run_learns_its_labels_and_is_measured_beside_the_base_model(
     quick: Any, tmp_path: Path, undrawn: None, method: str, base: Path
 ) -> None:
-    how = LEARN | ({"learning_rate": 4e-3} if method == "full" else {})
-    run = quick(ROWS, method=method, **how)
+    run = quick(ROWS, method=method, **(FULL if method == "full" else LEARN))
     report = evaluate(run, ROWS, out=str(tmp_path / "report"), precision="fp32")
     scores = report.scores()
     masked = base.name.startswith(("bert", "roberta"))
@@ -126,7 +126,7 @@ def test_words_of_the_labels_out_of_a_file(quick: Any, tmp_path: Path, undrawn: 
     words = tmp_path / "words.yaml"
     words.write_text("Too_Hot: [hot, negative]\nred: positive\ncold: the answer\n")
     rows = [row | {"output": "hot"} if row["output"] == "Too_Hot" else row for row in ROWS]
-    run = quick(rows, model=str(base), method="full", encoder={"verbalizer": str(words)}, **LEARN)
+    run = quick(rows, model=str(base), method="full", encoder={"verbalizer": str(words)}, **FULL)
     assert load(run.folder / "labels.json")["labels"]["Too_Hot"] == ["hot", "negative"]
     scores = evaluate(run, rows, out=str(tmp_path / "report"), precision="fp32", arms="tuned").scores()
     assert scores["tuned"]["accuracy"]["value"] == 100.0  # an answer may be a word of its label
@@ -226,6 +226,10 @@ def test_parts_that_are_missing_or_damaged(quick: Any, base: Path, tmp_path: Pat
     def other_head(file: Path) -> None:
         file.write_text(json.dumps(load(file) | {"head": "sideways"}))
 
+    def reordered(file: Path) -> None:
+        kept = load(file)
+        file.write_text(json.dumps(kept | {"labels": dict(reversed(kept["labels"].items()))}))
+
     gone = "RUN/labels.json: missing: nobody knows what this model chooses from"
     assert message("labels.json", Path.unlink) == gone
     assert message("extra.safetensors", Path.unlink) == (
@@ -233,6 +237,9 @@ def test_parts_that_are_missing_or_damaged(quick: Any, base: Path, tmp_path: Pat
     )
     assert message("extra.safetensors", changed) == (
         "RUN/extra.safetensors: bias: does not fit, or is not finite (got [2], want [3])"
+    )
+    assert message("labels.json", reordered) == (
+        "RUN/labels.json: labels: others than prompt.json has, which the model was tuned with"
     )
     assert message("labels.json", other_head) == (
         "RUN/labels.json: head: unknown (got 'sideways', want cloze, tied, mean or cls)"

@@ -247,7 +247,8 @@ def _labels_of(folder: Path, base: Backbone) -> Verbalizer | None:
 
 
 def _check_same(folder: Path, labels: Verbalizer | None, renderer: Renderer) -> None:
-    if labels != renderer.labels:
+    given, kept = ([*one.words.items()] if one else [] for one in (labels, renderer.labels))  # in their order
+    if given != kept:
         raise InputError(f"{folder / LABELS}: labels: others than {PROMPT_FILE} has, which the model was tuned with")
 
 
