@@ -47,9 +47,7 @@ EPILOG = "Errors in what you give end with code 2, errors of the machine with 3.
 
 def check(
     items: Items = None,
-    test: Annotated[
-        list[str] | None, typer.Option("--test", metavar="FILE", help="test rows, to look for overlap")
-    ] = None,
+    test: Annotated[list[str] | None, typer.Option(metavar="FILE", help="test rows, to look for overlap")] = None,
     show: Annotated[int, typer.Option("--show", min=0, metavar="N", help="print N rows as the model sees them")] = 0,
     damaged: Annotated[int, typer.Option("--show-damaged", min=0, metavar="N", help="print N rows, damaged")] = 0,
     flags: Flags = (),

@@ -51,12 +51,10 @@ def test_tune_reports_all_settings_problems_before_its_room_is_imported(command:
 
 
 def test_check(command: Command, calls: dict[str, Any]) -> None:
-    arguments = (
-        "check a.tsv b.tsv --test t.tsv --test u.tsv --show 3 --max-length 64 --on-long drop --columns answer=label"
-    )
+    arguments = "check a.tsv b.tsv --test t.tsv --test u.tsv --show 3 --show-damaged 2 --max-length 64 --on-long drop --columns answer=label"
     assert command(*arguments.split()).code == 0
     (files, tests, settings), keyword = calls["check"]
-    assert (files, tests, keyword) == (["a.tsv", "b.tsv"], ["t.tsv", "u.tsv"], {"show": 3})
+    assert (files, tests, keyword) == (["a.tsv", "b.tsv"], ["t.tsv", "u.tsv"], {"show": 3, "damaged": 2})
     assert settings == TuneSettings(max_length=64, on_long="drop", columns={"answer": "label"})
 
 

@@ -31,6 +31,7 @@ from .damage import Damager, asking
 
 ROWS, QUERIES = 30, 40  # rows attacked, and texts that the model is asked for each
 WORDINGS, WORDING_ROWS = 4, 8  # wordings attacked, and rows on which each is tried
+SHARED = 3  # rows that a wording has at least, to be attacked as one
 SHARE = 0.2  # of the words are changed at most, one at least
 WAYS = (
     edits.typos, edits.typos, edits.swap_letters, edits.drop_letters, edits.synonyms, edits.synonyms, edits.homophone,
@@ -91,13 +92,13 @@ def attack_rows(
 def attack_wordings(
     bench: Bench, arm: str, ready: Damager, records: Sequence[Record], labels: Sequence[str] | None, seed: int
 ) -> Attack | None:
-    """The instructions that most rows share, attacked over some of their rows and changed in all; None where no two
-    rows share one."""
+    """The instructions that most rows share, attacked over some of their rows and changed in all; None where no
+    three rows share one."""
     shared: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         if record.input:
             shared.setdefault(record.instruction, []).append(row)
-    groups = sorted((rows for rows in shared.values() if len(rows) > 1), key=lambda rows: (-len(rows), rows))
+    groups = sorted((rows for rows in shared.values() if len(rows) >= SHARED), key=lambda rows: (-len(rows), rows))
     targets = [_target(rows, records, ready, seed) for rows in groups[:WORDINGS]]
     return _attack(bench, arm, [one for one in targets if one], records, labels)
 
