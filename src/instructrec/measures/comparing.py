@@ -14,8 +14,8 @@ With the sum of squares of the influences, summed by seed (V_seeds), by unit (V_
 V = max(V_seeds, V_rest) + max(0, V_units - V_rest), degrees of freedom by Satterthwaite (1946). Where all seeds have
 the same rows this is nearly the analysis of several readers and cases (Hillis 2007) and the two-way clusters of
 Cameron, Gelbach & Miller (2011); other than there no part falls below 0, since seeds are few: V_seeds alone would be
-too small as often as too large. A bootstrap over cells would call every cell independent: with three seeds on the same rows it
-finds a difference where there is none in 15% to 60% of cases, not in 5% (tests/measures/test_comparing.py).
+too small as often as too large. A bootstrap over cells takes every cell for independent: with three seeds on the same
+rows it finds a difference where there is none far more often than in 5% of cases (tests/measures/test_comparing.py).
 """
 
 from __future__ import annotations
