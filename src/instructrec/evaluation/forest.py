@@ -25,7 +25,7 @@ class Scale:
     low: float
     high: float
     ticks: tuple[float, ...]
-    reach: float = 2.0
+    reach: float = 5.0
 
     @classmethod
     def of(cls, entries: Sequence[Mapping[str, Any]]) -> Scale:
@@ -77,13 +77,11 @@ def axis(scale: Scale, unit: str) -> str:
     """The marks of the scale with their numbers."""
     digits = 0 if all(float(tick).is_integer() for tick in scale.ticks) else 3 if unit == "nats" else 2
     texts = []
-    for place, tick in enumerate(scale.ticks):
-        anchor = "start" if place == 0 else "end" if place == len(scale.ticks) - 1 else "middle"
+    for tick in scale.ticks:
         shown = "0" if not tick else f"{tick:+.{digits}f}".replace("-", "−")
         if digits and tick:
             shown = shown.rstrip("0").rstrip(".")
-        at = scale.across(tick) if anchor == "middle" else "0%" if anchor == "start" else "100%"
-        texts.append(f'<text x="{at}" y="14" text-anchor="{anchor}">{shown}</text>')
+        texts.append(f'<text x="{scale.across(tick)}" y="14" text-anchor="middle">{shown}</text>')
     return f'<svg class="forest-axis" width="100%" height="20" aria-hidden="true">{"".join(texts)}</svg>'
 
 

@@ -130,7 +130,7 @@ def _verdict(
     else:
         verdict = "hint" if found.low > 0 or found.high < 0 else "none"
     how_far = f"{amount(abs(found.value), metric)} ({ends(found, metric)})"
-    label = METRICS[metric].label
+    label = lower(METRICS[metric].label)
     words = {
         "better": f"{winner} is better than {loser}: {label} {'higher' if higher else 'lower'} by {how_far}.",
         "hint": f"{winner} may be better than {loser}: {label} {'higher' if higher else 'lower'} by {how_far}; among "
@@ -188,6 +188,11 @@ def _advised(
     return f"A true difference of {effect} would not show with more {suite.unit} or seeds alone: it takes both."
 
 
+def lower(label: str) -> str:
+    """A label inside a sentence: `exact match`; BLEU, ROUGE-L and chrF as they are."""
+    return label if label[1:].lower() != label[1:] else label.lower()
+
+
 def amount(value: float, metric: str) -> str:
     """`3.2 points`, `0.041 nats`."""
     unit = METRICS[metric].unit
@@ -227,6 +232,6 @@ def overview(report: Mapping[str, Any]) -> list[str]:
 def _all_equal(name: str, equal: Sequence[Mapping[str, Any]], primary: str) -> str:
     most = max(max(abs(entry["low"]), abs(entry["high"])) for entry in equal)
     return (
-        f"On {name}, no difference of {METRICS[primary].label} was seen between any of the settings; at most "
+        f"On {name}, no difference of {lower(METRICS[primary].label)} was seen between any of the settings; at most "
         f"{amount(most, primary)} either way."
     )

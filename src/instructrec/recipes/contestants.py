@@ -13,7 +13,7 @@ from typing import Any
 from .. import console
 from ..config import DataSettings, Source, TuneSettings
 from ..errors import InputError, did_you_mean
-from ..settings import COMMAND_LINE, foreign_notes, nested, resolve, shown, values_of
+from ..settings import COMMAND_LINE, foreign_notes, leaves_of, nested, resolve, shown, values_of
 from ..settings import checked as checked_settings
 from .resume import FREE
 
@@ -209,11 +209,18 @@ def plain(settings: TuneSettings) -> dict[str, Any]:
 
 
 def differing(found: Sequence[Contestant]) -> dict[str, dict[str, str]]:
-    """Key -> name -> value, of the keys that are not the same for all; '' where a setting has no such key."""
+    """Key -> name -> value, of the keys that are not the same for all; '' where a setting has no such key.
+
+    What only one method has is left out where it is as that method has it by default.
+    """
     values = {one.name: plain(one.settings) for one in found}
-    keys = dict.fromkeys(key for one in values.values() for key in one)
-    told = {key: {name: shown(one[key]) if key in one else "" for name, one in values.items()} for key in keys}
-    return {key: by_name for key, by_name in told.items() if len(set(by_name.values())) > 1}
+    usual = {key: leaf.default for key, leaf in leaves_of(TuneSettings).items()}
+    told = {}
+    for key in dict.fromkeys(key for one in values.values() for key in one):
+        having = [one[key] for one in values.values() if key in one]
+        if any(value != having[0] for value in having) or (len(having) < len(values) and having[0] != usual[key]):
+            told[key] = {name: shown(one[key]) if key in one else "" for name, one in values.items()}
+    return told
 
 
 def against(found: Sequence[Contestant], name: str) -> list[tuple[str, str]]:
