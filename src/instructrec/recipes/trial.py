@@ -23,6 +23,7 @@ from ..files import discard, read_json, sha256_of, write_json
 from .contestants import Contestant, plain
 from .memory import _CLEAR, _status
 from .resume import differences
+from .rows import Data
 from .runfolder import RUN_FILE
 from .testrows import SeedRows
 
@@ -133,29 +134,30 @@ def _print(path: Path) -> str:
     return sha256_of(path)[:16] if size < 1 << 26 else f"{size} bytes"
 
 
-def tuned(rows: Any, settings: TuneSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
+def tuned(rows: Data, settings: TuneSettings, identity: Any) -> dict[str, Any]:
     """Tune into `settings.out`, go on where a killed run stopped, or do nothing if it has ended.
 
     Returns identity, commit and peak memory of the tuning, which also stand in a file beside the run folder. What lies
-    in the folder from another identity is deleted.
+    in the folder from another identity is deleted.  identity: what JSON can hold.
     """
     from .tune import tune_files
 
     folder = Path(str(settings.out))
     file = folder.with_name(f"{folder.name}.json")
     note = dict(read_json(file)) if file.is_file() else {}
-    same = note.get("identity") == dict(identity)
+    same = note.get("identity") == identity
     if same and (folder / RUN_FILE).is_file() and "peak_memory_bytes" in note:
         return note
     goes_on = same and any((folder / "checkpoints").glob("step-*"))
     if not goes_on:
         commit, dirty = commit_of_source()
-        note = {"identity": dict(identity), "commit": commit, "dirty": dirty}
+        note = {"identity": identity, "commit": commit, "dirty": dirty}
         if folder.exists():
             discard(folder)
         write_json(file, note)  # after the old run is gone: a kill in between must not make it the new one's
     memory = Peak()
-    tune_files(rows, settings.model_copy(update={"resume": "latest-valid" if goes_on else False}), {})
+    again = settings.model_copy(update={"resume": "latest-valid" if goes_on else False})
+    tune_files(rows, again, {})  # type: ignore[arg-type]  # it takes what `tune` takes
     note["peak_memory_bytes"] = memory.bytes
     write_json(file, note)
     return note
