@@ -1,5 +1,6 @@
-"""`python bench/comparing.py`: how often `instructrec compare` claims a difference that is not there, on made-up scores;
-the table of docs/comparing.md.
+"""`python bench/comparing.py`: how often `instructrec compare` claims what is not there, on made-up scores.
+
+The table of docs/comparing.md.
 
 Rows of two equal settings: a spread of 0.7 that lasts over seeds (the same rows for all seeds, unless each has rows of
 its own), one of 0.7 that is left to each answer, and one between seeds. Beside it the same by a bootstrap over
