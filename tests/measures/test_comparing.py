@@ -188,6 +188,13 @@ def test_three_rows_never_make_a_claim() -> None:
     assert (whole.value, whole.p) == (100.0, 2.0**-8) and whole.low < 100 == whole.high
 
 
+def test_five_tasks_that_all_differ_can_make_a_claim() -> None:
+    tasks = [str(row // 20) for row in range(100)]
+    values = [30.0 + int(task) + row % 2 for row, task in enumerate(tasks)]
+    one = contrast(mean_of(values), mean_of([0.0] * 100), tasks, [0] * 100)
+    assert one.differing == 5 and one.p < 0.001 and one.df == 4
+
+
 def test_one_row_says_nothing() -> None:
     one = contrast(mean_of([1.0, 2.0]), mean_of([0.0, 1.5]), ["a", "a"], [0, 1])
     assert (one.low, one.high, one.p, one.spread) == (0.75, 0.75, 1.0, None) and one.by_seed == (1.0, 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from instructrec.errors import InputError
 from instructrec.recipes import contestants, testrows
 from instructrec.recipes.compare import Comparison, compare, seeds_of
 from instructrec.recipes.contestants import Contestant
+from instructrec.recipes.trial import Trial, hash_of
 
 STEPS = ["precision=fp32", "threads=1", "batch_rows=4", "held_out=none"]
 
@@ -236,6 +238,35 @@ def test_a_grid_leaves_out_what_comes_to_the_same(capsys: pytest.CaptureFixture[
     assert [(one.name, one.settings.lora.rank, one.settings.lora.alpha, one.settings.lora.dropout) for one in python] == [
         ("x, dropout=0.0", 2, 8.0, 0.0), ("x, dropout=0.1", 2, 8.0, 0.1),
     ]  # fmt: skip
+
+
+def test_settings_files_from_python(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.yaml").write_text(f"epochs: {ord(name)}\n")
+    found = contestants.from_python(
+        [tmp_path / "a.yaml", tmp_path / "b.yaml"], {"strokes": [1, 2]}, {"lora": {"rank": 3}}
+    )
+    assert [(one.name, one.settings.epochs, one.settings.strokes, one.settings.lora.rank) for one in found] == [
+        ("a, strokes=1", 97.0, "1", 3), ("a, strokes=2", 97.0, "2", 3),
+        ("b, strokes=1", 98.0, "1", 3), ("b, strokes=2", 98.0, "2", 3),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="too few settings"):
+        contestants.from_python(None, {"method": []}, {})
+
+
+def test_another_model_under_the_same_name_is_another_run(base: Path, table: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    one = Contestant("x", TuneSettings(model=str(tmp_path / "model")))
+    rows = testrows.set_aside(read(table), 0.2)(0)
+    before = Trial(one, 0, rows, tmp_path, None).identity()
+    file = tmp_path / "model" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    after = Trial(one, 0, rows, tmp_path, None).identity()
+    assert [key for key in before if before[key] != after[key]] == ["files"] and list(after["files"]) == ["model"]
+    assert hash_of(before) != hash_of(after)
+    assert Trial(one, 0, testrows.set_aside(read(table), 0.3)(0), tmp_path, None).identity()["rows"] != after["rows"]
 
 
 def test_names_that_would_be_one_file_get_a_number() -> None:
