@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from instructrec.evaluation import comparison, forest, verdicts
 from instructrec.files import read_json
-from instructrec.measures.metrics import score
+from instructrec.measures.metrics import RowScores, score
 
 NAMES = ("small", "<b>large</b>", "other")
 
@@ -67,6 +68,17 @@ def test_a_large_difference_is_real() -> None:
     assert found["overview"] == [f"On seen, {one['sentence']}"] and found["claims"] == 2
     assert set(found["suites"][0]["pairs"][0]["metrics"]) >= {"token_f1", "chrf"}
     assert "verdict" not in entry(found, "chrf")
+
+
+def test_what_loss_alone_shows_is_told() -> None:
+    same, finer = suite("seen", (0.5, 0.5)), suite("seen", (0.9, 0.2))
+    scores = {
+        name: RowScores(one.statistics | {"loss": finer.scores[name].statistics["loss"]})
+        for name, one in same.scores.items()
+    }
+    found = report(replace(same, scores=scores))
+    assert entry(found)["verdict"] == "none" and entry(found, "loss")["verdict"] == "better"
+    assert found["overview"][1:] == ["By loss alone, on seen, small is better than <b>large</b>."]
 
 
 def test_no_difference_says_how_large_it_can_be_and_what_would_decide() -> None:
@@ -180,7 +192,7 @@ def test_the_page_stands_by_itself(tmp_path: Path) -> None:
 
 def test_loss_of_other_tokens_is_left_out() -> None:
     one = suite("seen", (0.5, 0.5))
-    found = report(verdicts.Suite(**{name: getattr(one, name) for name in one.__dataclass_fields__} | {"skipped": {"loss": "the settings cut answers into other tokens"}}))  # fmt: skip
+    found = report(replace(one, skipped={"loss": "the settings cut answers into other tokens"}))
     assert found["claims"] == 1 and "loss" not in found["suites"][0]["pairs"][0]["metrics"]
     assert "Loss is not compared: the settings cut answers into other tokens." in comparison.render(found)
 

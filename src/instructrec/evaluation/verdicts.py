@@ -212,7 +212,7 @@ def ends(found: Contrast | Mapping[str, Any], metric: str) -> str:
 
 
 def overview(report: Mapping[str, Any]) -> list[str]:
-    """What a reader is told first: the verdicts by the main metric, in sentences, for each suite."""
+    """What a reader is told first: the verdicts by the main metric for each suite, and what loss alone shows."""
     lines = []
     primary = report["primary"]
     for suite in report["suites"]:
@@ -226,7 +226,18 @@ def overview(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"On {name}, {len(equal)} of {len(found)} pairs show no difference.")
         elif equal:
             lines.append(f"On {name}, {equal[0]['sentence']}" if len(equal) == 1 else _all_equal(name, equal, primary))
+        if finer := [words for pair in suite["pairs"] if (words := _by_loss(pair["metrics"], primary, pair))]:
+            lines.append(f"By loss alone, on {name}, {' and '.join(finer)}.")
     return lines
+
+
+def _by_loss(metrics: Mapping[str, Any], primary: str, pair: Mapping[str, Any]) -> str:
+    """`a is better than b`, where loss shows what the main metric does not."""
+    main, loss = metrics.get(primary), metrics.get("loss")
+    if not main or not loss or main["verdict"] == "better" or loss["verdict"] != "better":
+        return ""
+    winner = loss["winner"]
+    return f"{winner} is better than {pair['b'] if winner == pair['a'] else pair['a']}"
 
 
 def _all_equal(name: str, equal: Sequence[Mapping[str, Any]], primary: str) -> str:
