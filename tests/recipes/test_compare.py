@@ -17,7 +17,7 @@ from run_files import TASKS, WORDS, load
 from instructrec import cli
 from instructrec.config import TuneSettings
 from instructrec.data.readers import read
-from instructrec.data.records import Record
+from instructrec.data.records import Record, Rows
 from instructrec.errors import InputError
 from instructrec.recipes import contestants, testrows
 from instructrec.recipes.compare import Comparison, compare, seeds_of
@@ -129,7 +129,8 @@ def test_from_python_with_rows_set_aside(base: Path, table: Path, tmp_path: Path
     trained = load(tmp_path / "cmp" / "runs" / "low-s3" / "split.json")["train"]
     for suite in load(tmp_path / "cmp" / "results" / "low-s3.json")["suites"].values():
         assert suite["rows"]
-    tested = {row.prompt_key for rows in testrows.part(list(read(table)), 0.2, 3)[1].values() for row in rows}
+    rows = list(read(table))
+    tested = {rows[place].prompt_key for places in testrows.part(rows, 0.2, 3)[1].values() for place in places}
     assert not tested & set(trained) and len(tested) + len(trained) == 40
     verdict = found.verdict("low", "high", metric="loss")
     assert verdict["verdict"] in ("better", "hint", "none") and verdict["by_seed"] == [verdict["value"]]
@@ -146,7 +147,8 @@ def test_rows_are_set_aside_as_far_as_they_have_tasks_and_wordings() -> None:
         Record.of(f"{ask} {task} it", make(word), input=word, task=task)
         for task, make in TASKS.items() for word in WORDS for ask in asks
     ]  # fmt: skip
-    train, suites = testrows.part(rows, 0.2, 1)
+    parts = testrows.set_aside(Rows(tuple(rows)), 0.2)(1)
+    train, suites = list(parts.train), parts.suites
     assert list(suites) == ["unseen_tasks", "unseen_wordings", "seen_wordings"]
     left = {record.instruction for record in train}
     assert not {record.task for record in suites["unseen_tasks"]} & {record.task for record in train}
@@ -155,8 +157,10 @@ def test_rows_are_set_aside_as_far_as_they_have_tasks_and_wordings() -> None:
     assert len(train) + sum(map(len, suites.values())) == len(rows)
     keys = [{record.key for record in part} for part in (train, *suites.values())]
     assert sum(map(len, keys)) == len(set.union(*keys))
-    other = testrows.part(rows, 0.2, 2)[1]
-    assert other["unseen_wordings"] != suites["unseen_wordings"] and testrows.part(rows, 0.2, 1)[1] == suites
+    assert "unseen tasks, " in parts.told and parts.told.endswith(f"; {len(train)} to tune on.")
+    other, same = (testrows.set_aside(Rows(tuple(rows)), 0.2)(seed) for seed in (2, 1))
+    assert other.suites["unseen_wordings"] != suites["unseen_wordings"] and same.suites == suites
+    assert same.digests == parts.digests != other.digests and len(set(parts.digests.values())) == 4
     plain = [Record.of(f"question {number}?", f"answer {number}") for number in range(40)]
     assert list(testrows.part(plain, 0.25, 0)[1]) == ["unseen_rows"]
     fixed = [Record.of("Upper case.", word.upper(), input=word) for word in WORDS * 4]

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import console
 from ..config import ComparisonSettings
+from ..data.facts import different_answers
 from ..data.records import Record
 from ..environment import commit_of_source
 from ..errors import InputError
@@ -142,7 +143,7 @@ def _compare(
         for line in told:
             console.say(line)
         trials = [Trial(one, seed, of_seed[seed], folder, settings.max_new_tokens) for seed in seeds for one in found]
-        labels = label_set([record.answer for record in rows if record.answer])
+        labels = label_set(different_answers(rows.records), of=len(rows))
         results = _run(trials, labels, command)
         report = _judged(found, pairs, trials, results, labels, settings)
         report |= {"rows": {"told": told, "files": dict(rows.files), "train": len(of_seed[seeds[0]].train)}}

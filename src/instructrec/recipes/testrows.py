@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import console
 from ..config import TuneSettings
+from ..data.facts import column, take, tasks
 from ..data.records import Record, Rows
-from ..data.splits import UNSEEN, plan_held_out, split, wording_key
+from ..data.splits import UNSEEN, Places, plan_held_out, split
 from ..errors import InputError
 from .rows import name_of, read_rows
 
@@ -28,13 +33,18 @@ class SeedRows:
 
     @property
     def digests(self) -> dict[str, str]:
-        """16 hex digits over the rows of each part, in their order; tasks and wordings count."""
-        return {"train": _digest(self.train.records)} | {name: _digest(rows) for name, rows in self.suites.items()}
+        """16 hex digits over the rows of each part, in their order; tasks, wordings and other right answers count."""
+        return {"train": _digest(self.train.records)} | {
+            name: _digest(rows, [list(row.alternatives) for row in rows]) for name, rows in self.suites.items()
+        }
 
 
-def _digest(records: Sequence[Record]) -> str:
-    texts = (f"{record.key}\0{record.task}\0{record.group}\0{record.alternatives}\n" for record in records)
-    return hashlib.sha256("".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _digest(records: Sequence[Record], more: Sequence[Any] = ()) -> str:
+    numbers, names = tasks(records)
+    digest = hashlib.sha256(json.dumps([names, more]).encode())
+    for found in (column(records, "key"), column(records, "wording"), numbers):
+        digest.update(np.ascontiguousarray(found, dtype="<i8" if found.dtype.kind == "i" else "<u8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def given(rows: Rows, test: Sequence[Any], settings: TuneSettings, folder: Path) -> Maker:
@@ -43,7 +53,7 @@ def given(rows: Rows, test: Sequence[Any], settings: TuneSettings, folder: Path)
     Raises DataError for bad rows, InputError where a file has none with an answer.
     """
     suites: dict[str, list[Record]] = {}
-    trained = {record.prompt_key for record in rows}
+    trained = column(rows.records, "prompt")
     for source in test:
         stem = name_of(source)
         name = next(one for one in (stem, *(f"{stem}-{number}" for number in range(2, 999))) if one not in suites)
@@ -51,7 +61,7 @@ def given(rows: Rows, test: Sequence[Any], settings: TuneSettings, folder: Path)
         suites[name] = [record for record in read if record.answer]
         if not suites[name]:
             raise InputError(f"{source}: no row has an answer to measure against")
-        overlap = sum(record.prompt_key in trained for record in suites[name])
+        overlap = int(np.isin(column(suites[name], "prompt"), trained).sum())
         if overlap:
             console.warn(f"{name}: {overlap} of {len(suites[name])} prompts are also in the training rows")
     sizes = ", ".join(f"{len(found):,} rows of {name}" for name, found in suites.items())
@@ -63,55 +73,49 @@ def set_aside(rows: Rows, share: float) -> Maker:
     far as the rows have them. Raises InputError where nothing can be taken."""
 
     def of_seed(seed: int) -> SeedRows:
-        answered = [record for record in rows if record.answer]
-        train, suites = part(answered, share, seed)
+        train, places = part(rows.records, share, seed)
+        suites = {name: [row for row in take(rows.records, found) if row.answer] for name, found in places.items()}
+        suites = {name: found for name, found in suites.items() if found}
         if not suites:
             raise InputError("compare: no rows could be set aside to test on (want more rows, or --test FILE)")
-        kept = {id(record) for record in train}
-        without = [record for record in rows if id(record) in kept or not record.answer]
         told = ", ".join(f"{len(found):,} {name.replace('_', ' ')}" for name, found in suites.items())
-        told = f"Set aside to test on: rows by seed (seed {seed}: {told}); {len(without):,} to tune on."
-        return SeedRows(replace(rows, records=tuple(without)), suites, told)
+        told = f"Set aside to test on: rows by seed (seed {seed}: {told}); {len(train):,} to tune on."
+        return SeedRows(replace(rows, records=take(rows.records, train)), suites, told)
 
     return of_seed
 
 
-def part(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], dict[str, list[Record]]]:
-    """Rows to tune on, and the suites: `unseen_tasks`, `unseen_wordings`, `seen_wordings`, or `unseen_rows` where each
-    row is worded in its own way."""
+def part(records: Sequence[Record], share: float, seed: int) -> tuple[Places, dict[str, Places]]:
+    """Positions of the rows to tune on, and of each suite: `unseen_tasks`, `unseen_wordings`, `seen_wordings`, or
+    `unseen_rows` where each row is worded in its own way."""
     plan = plan_held_out(records, held_out="auto", share=share, seed=seed)
-    train = [records[row] for row in plan.train]
-    suites: dict[str, list[Record]] = {}
-    for name, numbers in plan.sets.items():
-        found = [records[row] for row in numbers]
-        suites[name if name == UNSEEN else _kind(found, train)] = found
+    train = np.asarray(plan.train, dtype=np.int64)
+    wordings = column(records, "wording")
+    suites: dict[str, Places] = {}
+    for name, found in plan.sets.items():
+        places = np.asarray(found, dtype=np.int64)
+        suites[name if name == UNSEEN else _kind(wordings[places], wordings[train])] = places
     if "unseen_wordings" in suites:
-        again = split(train, share=share, by="row", seed=seed)
-        left = {wording_key(train[row]) for row in again.train}
-        held = {row for row in again.held_out if wording_key(train[row]) in left}
-        if held:
-            suites["seen_wordings"] = [train[row] for row in sorted(held)]
-            train = [record for row, record in enumerate(train) if row not in held]
+        again = split(take(records, train), share=share, by="row", seed=seed)
+        kept = train[np.asarray(again.train, dtype=np.int64)]
+        held = train[np.asarray(again.held_out, dtype=np.int64)]
+        held = held[np.isin(wordings[held], wordings[kept])]
+        if len(held):
+            suites["seen_wordings"], train = held, np.setdiff1d(train, held)
     return train, suites
 
 
-def _kind(found: Sequence[Record], train: Sequence[Record]) -> str:
-    wordings = {wording_key(record) for record in train}
-    if any(wording_key(record) in wordings for record in found):
+def _kind(found: NDArray[Any], train: NDArray[Any]) -> str:
+    if np.isin(found, train).any():
         return "seen_wordings"
-    both = [wording_key(record) for record in (*train, *found)]
-    return "unseen_wordings" if len(set(both)) < len(both) else "unseen_rows"
+    both = np.concatenate([found, train])
+    return "unseen_wordings" if len(np.unique(both)) < len(both) else "unseen_rows"
 
 
 def units(records: Sequence[Record], fewest: int) -> tuple[str, list[str]]:
     """`tasks` or `rows`, and the unit of each row: its task where there are at least `fewest`, else its wording's group
     or the row itself."""
-    tasks = {record.task for record in records}
-    if len(tasks) >= fewest and None not in tasks:
+    known = {record.task for record in records}
+    if len(known) >= fewest and None not in known:
         return "tasks", [str(record.task) for record in records]
     return "rows", [record.group or record.key for record in records]
-
-
-def sizes(suites: Mapping[str, Sequence[Record]]) -> dict[str, int]:
-    """Rows of each suite."""
-    return {name: len(records) for name, records in suites.items()}
