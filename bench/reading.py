@@ -14,11 +14,9 @@ and a run that was killed goes on from its last checkpoint in build/reading.
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -32,10 +30,12 @@ from reading_data import Counts, Source, generated, induction, only_to_learn_fro
 from reading_page import reading_page, watched, write_result
 
 from instructrec import console
+from instructrec.config import TuneSettings
 from instructrec.environment import commit_of_source
 from instructrec.errors import InputError, InstructRecError, did_you_mean
-from instructrec.files import read_json, sha256_of, write_json
+from instructrec.files import read_json, sha256_of
 from instructrec.recipes.signals import Interrupted
+from instructrec.settings import checked
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -270,25 +270,11 @@ class Bench:
 
 def tuned(job: Job, rows: Path, folder: Path) -> dict[str, Any]:
     """Tune, go on where a killed run stopped, or do nothing if it has ended; commit and memory it was tuned with."""
-    from instructrec.recipes.tune import tune
+    from instructrec.recipes.trial import tuned as tuned_run
 
-    file = folder.with_name(f"{folder.name}.json")
-    note = read_json(file) if file.is_file() else {}
-    same = note.get("identity") == job.identity
-    if same and (folder / "run.json").is_file() and "peak_memory_mb" in note:
-        return dict(note)
-    goes_on = same and any((folder / "checkpoints").glob("step-*"))
-    if not goes_on:
-        shutil.rmtree(folder, ignore_errors=True)
-        commit, dirty = commit_of_source()
-        note = {"identity": job.identity, "commit": commit, "dirty": dirty}
-        write_json(file, note)
-    memory = Memory()
-    resume = {"resume": "latest-valid"} if goes_on else {}
-    tune(str(rows), out=str(folder), tensorboard=False, **job.settings, **resume)
-    note["peak_memory_mb"] = memory.peak()
-    write_json(file, note)
-    return note
+    settings = checked(TuneSettings, job.settings | {"out": str(folder), "trackers": "none"})
+    note = tuned_run(str(rows), settings, job.identity)
+    return note | {"peak_memory_mb": (note["peak_memory_bytes"] or 0) >> 20}
 
 
 def measure(job: Job, files: dict[str, Path], folder: Path) -> tuple[dict[str, Any], str]:
@@ -350,33 +336,6 @@ def exact(loaded: Any, records: Sequence[Any], rendered: Sequence[Any]) -> list[
     )  # fmt: skip
     texts = [loaded.renderer.decode(answer.ids) for answer in answers]
     return [int(exact_match(text, record.answers) > 0) for text, record in zip(texts, records, strict=True)]
-
-
-class Memory:
-    """The most memory in use since this was made, in MB: the GPU's where there is one, else the process's."""
-
-    def __init__(self) -> None:
-        import torch
-
-        gc.collect()
-        self.cuda = torch.cuda if torch.cuda.is_available() else None
-        if self.cuda:
-            self.cuda.empty_cache()
-            self.cuda.reset_peak_memory_stats()
-        elif os.path.exists("/proc/self/clear_refs"):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-    def peak(self) -> int:
-        """So far."""
-        if self.cuda:
-            return int(self.cuda.max_memory_allocated() >> 20)
-        import resource
-
-        status = Path("/proc/self/status")
-        for line in status.read_text(encoding="ascii").splitlines() if status.exists() else []:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) >> 10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ PAGE = Path(__file__).with_name("settings.md")
 PLAIN = {  # where a class is listed
     "TuneSettings": "tune",
     "EvaluateSettings": "evaluate",
+    "CompareSettings": "compare",
     "PromptingSettings": "prompt",
     "AnswerSettings": "run",
     "ExportSettings": "export",

@@ -12,12 +12,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Assistant", "Source", "__version__", "evaluate", "prompt", "read", "tune"]
+__all__ = ["Assistant", "Source", "__version__", "compare", "evaluate", "prompt", "read", "tune"]
 
 if TYPE_CHECKING:
     from .config import Source
     from .data.readers import read
     from .inference.assistant import Assistant
+    from .recipes.compare import compare
     from .recipes.measure import evaluate
     from .recipes.prompting import prompt
     from .recipes.tune import tune
@@ -26,6 +27,7 @@ _HOMES = {
     "Source": "config",
     "read": "data.readers",
     "tune": "recipes.tune",
+    "compare": "recipes.compare",
     "evaluate": "recipes.measure",
     "prompt": "recipes.prompting",
     "Assistant": "inference.assistant",

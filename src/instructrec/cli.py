@@ -26,6 +26,7 @@ import typer
 from . import console
 from .errors import EnvironmentFault, InputError, InstructRecError, did_you_mean, nearest
 from .launch import launched
+from .recipes.verbs import compare, models
 
 if TYPE_CHECKING:
     from .config import AnswerSettings, Source
@@ -173,21 +174,6 @@ def config(
         )
 
 
-def models(
-    action: Annotated[str, typer.Argument(metavar="list|fetch", help="list them, or fetch one")] = "list",
-    name: Annotated[str, typer.Argument(metavar="NAME", help="which to fetch")] = "",
-) -> None:
-    """List the built-in models, or fetch one to work offline."""
-    from .recipes.builtin import fetch_model, list_models
-
-    if action == "fetch" and name:
-        fetch_model(name)
-    elif action == "list" and not name:
-        list_models()
-    else:
-        raise InputError(f"models: {f'{action} {name}'.strip()}: not understood (want list or fetch NAME)")
-
-
 def env(
     with_torch: Annotated[bool, typer.Option("--torch", help="import torch too, to list its devices")] = False,
 ) -> None:
@@ -218,6 +204,7 @@ VERBS: dict[str, Verb] = {
     "tune": Verb(tune, "TuneSettings"),
     "estimate": Verb(estimate, "TuneSettings"),
     "evaluate": Verb(evaluate, "EvaluateSettings"),
+    "compare": Verb(compare, "CompareSettings"),
     "prompt": Verb(prompt, "PromptingSettings"),
     "run": Verb(run, "AnswerSettings"),
     "chat": Verb(chat, "AnswerSettings"),

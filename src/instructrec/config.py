@@ -379,6 +379,37 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     out: str | None = Field(None, description="folder of the report; default: the run folder")
 
 
+class ComparisonSettings(Settings):
+    """What `instructrec compare` is told beside the settings of each run."""
+
+    group: ClassVar[str] = "Comparison"
+    seeds: str = Field("3", description="how many seeds each setting is tuned with, or which: 0,5,7")
+    test_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.2, description="share of the rows (or wordings) set aside to test on, where no test rows are given"
+    )
+    against: str = Field("", description="compare each setting with the one of this name only; default: all pairs")
+    smallest: PositiveFloat = Field(
+        1.0, description="difference that matters, in points of a score (in hundredths of a nat for losses)"
+    )
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="tokens of an answer at most; default: by the longest right one"
+    )
+    out: str | None = Field(None, description="folder of the comparison; default: comparisons/ and the data's name")
+
+
+class CompareSettings(
+    ComparisonSettings,
+    OptimisationSettings,
+    HeldOutSettings,
+    ReadingSettings,
+    PromptSettings,
+    MachineSettings,
+    ModelSettings,
+    TrainingRowsSettings,
+):
+    """Everything `instructrec compare` can be told; what is not of the comparison holds for all its settings."""
+
+
 class PromptingSettings(TemplateSettings, MachineSettings, DataSettings):
     """Everything `instructrec prompt` can be told."""
 

@@ -185,7 +185,7 @@ def test_when_the_time_is_up_the_next_call_goes_on(build: Path, monkeypatch: pyt
         signal.signal(signal.SIGINT, before)
     assert "The time is up" in capsys.readouterr().out and not results(build)
     assert clocks[0].timer.finished.is_set()
-    monkeypatch.setattr("instructrec.recipes.tune.tune", lambda *_, **__: pytest.fail("tuned again"))
+    monkeypatch.setattr("instructrec.recipes.tune.tune_files", lambda *_, **__: pytest.fail("tuned again"))
     assert run(build, "--arms", "single") == 0
     assert list(results(build)) == ["single-s0"]
 

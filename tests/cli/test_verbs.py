@@ -216,7 +216,7 @@ def test_version(command: Command) -> None:
     ("arguments", "message"),
     [
         (["tun"], "tun: no such command, did you mean 'tune'?"),
-        (["zzz"], "zzz: no such command, known: chat, check, config, env, estimate, evaluate, export, models, prompt, run, tune, version"),
+        (["zzz"], "zzz: no such command, known: chat, check, compare, config, env, estimate, evaluate, export, models, prompt, run, tune, version"),
         (["tune", "--lerning-rate", "1"], "tune: --lerning-rate: no such option, did you mean '--learning-rate'?"),
         (["tune", "--zzz"], "tune: --zzz: no such option, 'instructrec tune --help' lists all"),
         (["--zzz"], "--zzz: no such option, 'instructrec --help' lists all"),
