@@ -3,9 +3,9 @@
     python bench/answer.py                   # writes docs/results/answer.json; then bench/harness.py writes the page
     python bench/answer.py --size tiny --model FOLDER --data FOLDER --out FOLDER   # to try it
 
-Generation: `generate` as `evaluate` calls it, `Assistant.answer` on all prompts, and `Assistant(...)` one prompt at a time,
-against `model.generate` one prompt at a time (greedy; same model, dtype, prompts, budget, stop ids). Evaluation: an
-answer to each row and the likelihood of the right one, against the loop and one pass a row. Ranking: `likelihoods`
+Generation: `generate` as `evaluate` calls it, `Assistant.answer` on all prompts, and `Assistant(...)` one prompt at a
+time, against `model.generate` one prompt at a time (greedy; same model, dtype, prompts, budget, stop ids). Evaluation:
+an answer to each row and the likelihood of the right one, against the loop and one pass a row. Ranking: `likelihoods`
 against one full pass for each candidate. All sides in one process, taking turns round by round; ratios are medians of
 the rounds' ratios. The rate of products is measured between the rounds. Needs ../shared/data.
 """
@@ -43,8 +43,8 @@ INTENT = "Which intent does this message to a bank have? Answer with the name of
 
 @dataclass(frozen=True)
 class Size:
-    """rows: prompts of a round.  ranked: prompts of a round that are ranked at once.  passed: of these, how many the loop of
-    full passes does; it takes seconds a prompt."""
+    """rows: prompts of a round.  ranked: prompts of a round that are ranked at once.  passed: of these, how many the
+    loop of full passes does; it takes seconds a prompt."""
 
     rows: int
     ranked: int

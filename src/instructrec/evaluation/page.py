@@ -90,7 +90,7 @@ def _tiles(report: Mapping[str, Any], words: Words) -> list[dict[str, Any]]:
         if not arm:
             continue
         estimate, base = suite["scores"][arm][name], suite["scores"].get("base", {}).get(name)
-        tile = {
+        tile: dict[str, Any] = {
             "label": title(report, suite, words),
             "value": brief(estimate["value"], metric["unit"]),
             "interval": interval(estimate, metric["unit"]),
@@ -173,8 +173,8 @@ def _panel(
     ends = [scores["high"] or 0 for scores in found.values() if scores]
     top = 100.0 if unit == "%" else max(ends) * 1.02
     references = suite.get("references") or {}
-    marks = {mark: (references.get(mark) or {}).get(name) for mark in ("chance", "majority")}
-    marks = {mark: value for mark, value in marks.items() if value is not None}
+    found_marks = {mark: (references.get(mark) or {}).get(name) for mark in ("chance", "majority")}
+    marks = {mark: float(value) for mark, value in found_marks.items() if value is not None}
     shown = (suite["differences"][pair].get(name) for pair in suite["differences"])
     return {
         "label": words.said(metric["label"]),
@@ -204,7 +204,9 @@ def bar_rows(
             "label": labels[arm],
             "value": number(estimate["value"], unit) if estimate else number(None, unit),
             "interval": interval(estimate, unit) if estimate else "",
-            "bar": Markup(drawings.bar(estimate, series[arm], top, marks=marks)) if estimate and known(estimate) else "",
+            "bar": Markup(drawings.bar(estimate, series[arm], top, marks=marks))
+            if estimate and known(estimate)
+            else "",
         }
         for arm, estimate in found.items()
     ]

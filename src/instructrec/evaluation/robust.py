@@ -64,7 +64,7 @@ def tile(report: Mapping[str, Any], words: Words) -> list[dict[str, Any]]:
     found = report.get("robustness")
     arm = main_arm(report, found["clean"]) if found else None
     lowest = (found.get("worst_case") or {}).get(arm) if found else None
-    if not found or not arm or not known(lowest):
+    if not found or not arm or lowest is None or not known(lowest):
         return []
     unit = report["metrics"].get(found["metric"], {}).get("unit", "%")
     drops = [entry["drop"].get(arm) for entry in found["perturbations"]]
@@ -202,7 +202,9 @@ def _heat(report: Any, found: Any, arm: Mapping[str, Any], main: str, words: Wor
     if not columns:
         return None
     return {
-        "hint": words("robustness.heat_hint", metric=words.lower(words.said(metric["label"])), arm=words.lower(arm["label"])),
+        "hint": words(
+            "robustness.heat_hint", metric=words.lower(words.said(metric["label"])), arm=words.lower(arm["label"])
+        ),
         "arm": arm["label"],
         "main": name == main,
         "columns": [labels[column] for column in columns],

@@ -17,7 +17,7 @@ from ..data.index import Stored
 from ..data.records import Record
 from ..data.splits import few_as_list
 from ..errors import DataError, InputError
-from .shelf import DROPPED, FAULTY, KEPT, TRIMMED, UNKNOWN, Fate, Shelf, shelve
+from .shelf import DROPPED, FAULTY, KEPT, TRIMMED, UNKNOWN, Fate, Shelf, shelf_of
 from .template import Rendered, Renderer, shorten_input
 
 _WORD = 16  # characters: longer tokens are rare
@@ -144,7 +144,7 @@ def _fitted_on_disk(records: Stored, limits: _Limits, track: Callable[[Sequence[
     def done(count: int) -> None:
         deque(islice(ticks, count), 0)
 
-    shelved = shelve(whole, limits.to_json(), limits.renderer.vocabulary, limits.fate, done)
+    shelved = shelf_of(whole, limits.to_json(), limits.renderer.vocabulary, limits.fate, done)
     numbers = np.arange(len(whole)) if records.numbers is None else records.numbers
     shelf = Shelf(shelved.home, records, numbers, shelved.kind)
     states = shelf.column("state")

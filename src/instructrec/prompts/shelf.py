@@ -136,7 +136,7 @@ class Shelved:
     problems: dict[int, Problem] = field(default_factory=dict)
 
 
-def shelve(
+def shelf_of(
     records: Stored, how: dict[str, Any], vocabulary: int, fate: Callable[[Record], Fate], done: Callable[[int], None]
 ) -> Shelved:
     """The shelf of all records of these files, made if it is not there. how: all that decides what rows look like.
@@ -260,4 +260,4 @@ def _together(folder: Path, count: int) -> dict[str, Any]:
     return problems
 
 
-__all__ = ["Fate", "Shelf", "Shelved", "column", "shelve", "targets"]
+__all__ = ["Fate", "Shelf", "Shelved", "column", "shelf_of", "targets"]

@@ -1,4 +1,7 @@
-"""Which rows go together, and how they are laid out for the model that reads them."""
+"""Which rows go together, and how they are laid out for the model that reads them.
+
+N rows.
+"""
 
 from __future__ import annotations
 
