@@ -33,6 +33,7 @@ PAIRS = [
     ("docs/rrtransformer.md", "docs/rrtransformer.zh-CN.md"),
     ("docs/data.md", "docs/data.zh-CN.md"),
     ("docs/robustness.md", "docs/robustness.zh-CN.md"),
+    ("docs/evaluation.md", "docs/evaluation.zh-CN.md"),
 ]
 TWINS = [name for pair in PAIRS for name in pair]
 DOCUMENTS = [
