@@ -34,6 +34,7 @@ PAIRS = [
     ("docs/data.md", "docs/data.zh-CN.md"),
     ("docs/robustness.md", "docs/robustness.zh-CN.md"),
     ("docs/comparing.md", "docs/comparing.zh-CN.md"),
+    ("docs/evaluation.md", "docs/evaluation.zh-CN.md"),
 ]
 TWINS = [name for pair in PAIRS for name in pair]
 DOCUMENTS = [

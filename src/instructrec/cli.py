@@ -81,10 +81,9 @@ def estimate(items: Items = None, flags: Flags = ()) -> None:
 def evaluate(target: Target, items: Items = None, flags: Flags = (), command: str = "") -> None:
     """Measure a model on held-out rows, beside the base model and the base model with examples."""
     resolved = _resolved("EvaluateSettings", items, flags)
-    files = _rows_files(resolved.data, f"evaluate {target}")
     from .recipes.measure import evaluate_files
 
-    evaluate_files(target, files, resolved.settings, command)
+    evaluate_files(target, list(resolved.data), resolved.settings, command)
 
 
 def prompt(

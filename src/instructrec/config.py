@@ -33,6 +33,15 @@ def _pairs(value: Any) -> Any:
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
+def _listed(value: Any, known: tuple[str, ...]) -> str:
+    """Some of the known names, from a list or `a,b`, each once; `none` where there are none."""
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    names = list(dict.fromkeys(str(part).strip() for part in parts if str(part).strip() not in ("", "none")))
+    if not set(names) <= {*known}:
+        raise ValueError(f"want none, or some of {', '.join(known)}")
+    return ",".join(names) or "none"
+
+
 class DataSettings(Settings):
     """How rows are read."""
 
@@ -272,6 +281,9 @@ class HeldOutSettings(Settings):
     held_out_tasks: Annotated[int, Field(ge=0)] | None = Field(
         None, description="tasks kept out; default: one in six, at most 4"
     )
+    test_share: Share = Field(
+        0.0, description="share of rows kept for `evaluate` alone: whole tasks, wordings and rows; 0: bring a test file"
+    )
     unseen_weight: float = Field(0.5, ge=0, le=1, description="weight of unseen tasks in the watched mix")
     watch: str = Field("loss", description="what decides the best checkpoint: loss, or a metric such as exact_match")
     eval_every: PositiveInt | None = Field(
@@ -326,11 +338,7 @@ class OutputSettings(Settings):
     @field_validator("trackers", mode="before")
     @classmethod
     def _known_trackers(cls, value: Any) -> Any:
-        parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
-        names = list(dict.fromkeys(str(part).strip() for part in parts if str(part).strip() not in ("", "none")))
-        if not set(names) <= {"tensorboard", "wandb", "mlflow"}:
-            raise ValueError("want none, or some of tensorboard, wandb, mlflow")
-        return ",".join(names) or "none"
+        return _listed(value, ("tensorboard", "wandb", "mlflow"))
 
 
 # Fields come in the order of the bases read from right to left.
@@ -360,7 +368,14 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     max_new_tokens: PositiveInt | None = Field(
         None, description="tokens of an answer at most; default: by the longest right one"
     )
-    rows: PositiveInt | None = Field(None, description="rows at most, drawn by seed; default: all")
+    rows: PositiveInt | None = Field(None, description="rows of a suite at most, drawn by seed; default: all")
+    training_rows: bool = Field(False, description="also measure rows that were trained on, as a suite of their own")
+    extract: bool = Field(True, description="score the answer found in what was generated; off: all of its text")
+    ranking: bool = Field(True, description="where answers are labels, also rank the labels by likelihood")
+    suites: Annotated[str, "none, or some of bias, constraints, forgetting"] = Field(
+        "bias,forgetting",
+        description="further suites with rows of our own: bias, constraints, forgetting, separated by commas; or none",
+    )
     strokes: PositiveInt | None = Field(
         None, description="how often an instruction is read; default: as often as in tuning"
     )
@@ -377,6 +392,11 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
     out: str | None = Field(None, description="folder of the report; default: the run folder")
+
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _known_suites(cls, value: Any) -> Any:
+        return _listed(value, ("bias", "constraints", "forgetting"))
 
 
 class ComparisonSettings(Settings):

@@ -68,10 +68,15 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write whole or not at all: temporary file beside it, fsync, rename, fsync of the folder."""
     with _replacing(path) as handle:
-        handle.write(text.encode("utf-8"))
+        handle.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def place(source: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ TEST = ROWS[:2] + [
     {"instruction": "Please upper it", "input": word, "output": word.upper(), "task": "upper"} for word in ("hot", "cold")
 ] + [{"instruction": "Please double it", "input": "hot", "output": "hothot", "task": "double"}]  # fmt: skip
 QUICK = {"precision": "fp32", "threads": 1}
+PLAIN = QUICK | {"suites": "none", "robustness": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +52,29 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_three_arms_side_by_side(runs: dict[str, Path], method: str, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    found = instructrec.evaluate(runs[method], TEST, out=str(out), **QUICK)
+    found = instructrec.evaluate(runs[method], TEST, out=str(out), training_rows=True, **PLAIN)
     assert {path.name for path in out.iterdir()} >= {"report.json", "report.html", "answers.jsonl"}
     report = load(out / "report.json")
     assert report == json.loads(json.dumps(found.report))
     assert [arm["name"] for arm in report["arms"]] == ["base", "few_shot", "tuned"]
-    (suite,) = report["suites"]
-    assert suite["rows"] == 5 and suite["overlap"] == {"with_training": 2, "with_watched": 0}
-    assert "2 of 5 prompts were also trained on" in suite["notes"]
+    suite, trained = report["suites"]
+    assert report["format"] == 2 and [one["name"] for one in (suite, trained)] == ["rows-seen", "rows-training"]
+    assert (suite["rows"], trained["rows"]) == (3, 2) and suite["kind"] == "seen" and trained["kind"] == "training"
+    assert suite["overlap"]["with_training"] == 0 and trained["overlap"]["with_training"] == 2
+    assert "5 rows read: 0 rejected, 0 without an answer, 2 trained on, 3 measured" in suite["notes"]
+    assert "2 of 2 prompts were also trained on" in trained["notes"]
     assert set(suite["by_task"]) == {"upper", "double"}
     for arm in ("base", "few_shot", "tuned"):
         figures = found.scores()[arm]["exact_match"]
-        assert figures["low"] <= figures["value"] <= figures["high"] and figures["n"] == 5
+        assert figures["low"] <= figures["value"] <= figures["high"] and figures["n"] == 3
     rows = answers(out)
-    assert [row["expected"] for row in rows] == [row["output"] for row in TEST]
+    assert [row["expected"] for row in rows] == [row["output"] for row in (*TEST[2:], *TEST[:2])]
     assert all(set(row["answers"]) == {"base", "few_shot", "tuned"} for row in rows)
     tuned = instructrec.Assistant(runs[method], max_new_tokens=64, **QUICK)
     base = instructrec.Assistant(runs["base"], max_new_tokens=64, **QUICK)
-    for row, given in zip(rows, TEST, strict=True):  # the same answers as in chat, up to the length that was allowed
+    for row, given in zip(
+        rows, (*TEST[2:], *TEST[:2]), strict=True
+    ):  # the same answers as in chat, up to the length that was allowed
         for arm, talk in (("tuned", tuned), ("base", base)):
             assert talk(given["instruction"], given["input"]).startswith(row["answers"][arm][:12].rstrip("�"))
     assert any(row["answers"]["tuned"] != row["answers"]["base"] for row in rows)
@@ -79,14 +85,14 @@ def test_a_report_beside_the_run(runs: dict[str, Path], tmp_path: Path) -> None:
     import shutil
 
     run = Path(shutil.copytree(runs["lora"], tmp_path / "run"))
-    found = instructrec.evaluate(run, TEST, arms="tuned", **QUICK)
+    found = instructrec.evaluate(run, TEST, arms="tuned", **PLAIN)
     assert found.page == run / "report.html" and (run / "answers.jsonl").is_file()
     assert load(run / "report.json")["training"]["best_step"] == 3
     assert [arm["name"] for arm in found.report["arms"]] == ["tuned"]
 
 
 def test_an_untuned_model_is_measured_alone(runs: dict[str, Path], tmp_path: Path) -> None:
-    found = instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), **QUICK)
+    found = instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), **PLAIN)
     assert [arm["name"] for arm in found.report["arms"]] == ["base"]
     assert "no examples are known for this model: it was measured without them" in found.report["suites"][0]["notes"]
 
@@ -97,18 +103,22 @@ def test_files_become_suites(runs: dict[str, Path], tmp_path: Path) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / folder / "test.jsonl").write_text(lines, encoding="utf-8")
     files = [str(tmp_path / folder / "test.jsonl") for folder in ("a", "b")]
-    found = instructrec.evaluate(runs["lora"], files, out=str(tmp_path / "out"), arms="tuned", **QUICK)
+    given = {"out": str(tmp_path / "out"), "arms": "tuned"} | PLAIN
+    found = instructrec.evaluate(runs["lora"], files, training_rows=True, **given)
     assert [suite["name"] for suite in found.report["suites"]] == ["test", "test-2"]
     assert [suite["rows"] for suite in found.report["suites"]] == [2, 3]
+    assert [suite["kind"] for suite in found.report["suites"]] == ["training", "seen"]
     assert [suite["overlap"]["with_training"] for suite in found.report["suites"]] == [2, 0]
     assert set(found.scores("test-2")) == {"tuned"}
+    (suite,) = instructrec.evaluate(runs["lora"], files, **given).report["suites"]
+    assert (suite["name"], suite["rows"]) == ("test-2", 3)
 
 
 def test_rows_are_drawn_by_seed(runs: dict[str, Path], tmp_path: Path) -> None:
     drawn = []
     for number, seed in enumerate((1, 1, 2)):
         out = tmp_path / str(number)
-        instructrec.evaluate(runs["base"], ROWS, rows=4, seed=seed, out=str(out), max_new_tokens=1, **QUICK)
+        instructrec.evaluate(runs["base"], ROWS, rows=4, seed=seed, out=str(out), max_new_tokens=1, **PLAIN)
         drawn.append([row["expected"] for row in answers(out)])
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 4
 
@@ -125,7 +135,7 @@ def test_rows_are_drawn_by_seed(runs: dict[str, Path], tmp_path: Path) -> None:
 )
 def test_wrong_settings(runs: dict[str, Path], tmp_path: Path, settings: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        instructrec.evaluate(runs["base"], TEST, out=str(tmp_path / "out"), **(QUICK | settings))
+        instructrec.evaluate(runs["base"], TEST, out=str(tmp_path / "out"), **(PLAIN | settings))
     assert str(caught.value).startswith(message)
     assert not (tmp_path / "out").exists()
 
@@ -162,7 +172,7 @@ def test_all_suites_are_checked_before_any_is_answered(
     long = ROWS[0] | {"input": "no " * 300}
     files = [put(tmp_path / f"{name}.jsonl", [ROWS[0], long, long]) for name in "ab"]
     with pytest.raises(DataError) as caught:
-        instructrec.evaluate(runs["base"], files, out=str(tmp_path / "out" / "deep"), **QUICK)
+        instructrec.evaluate(runs["base"], files, out=str(tmp_path / "out" / "deep"), **PLAIN)
     assert [(problem.file, problem.line, problem.field) for problem in caught.value.problems] == [
         (file, line, "length") for file in files for line in (2, 3)
     ]
@@ -188,20 +198,22 @@ def test_rows_that_chose_the_checkpoint_are_said(runs: dict[str, Path], tmp_path
     )  # fmt: skip
     split, (watched,) = load(run / "split.json"), load(run / "run.json")["training"]["held_out_tasks"]
     capsys.readouterr()
-    found = instructrec.evaluate(run, ROWS + more, arms="tuned", max_new_tokens=1, out=str(tmp_path / "out"), **QUICK)
-    (suite,) = found.report["suites"]
-    held = len(split["seen"]) + len(split["unseen_tasks"])
-    assert suite["overlap"] == {"with_training": len(split["train"]), "with_watched": held}
-    assert held > len(split["unseen_tasks"]) == 8
-    assert f"{held} of 24 prompts also served to choose the checkpoint" in suite["notes"]
-    assert f"8 rows belong to tasks that were kept out of training to watch ({watched})" in suite["notes"]
-    assert f"<memory>: {held} of 24 prompts also served to choose the checkpoint" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    found = instructrec.evaluate(run, ROWS + more, arms="tuned", max_new_tokens=1, out=str(tmp_path / "out"), **PLAIN)
+    seen, unseen = found.report["suites"]
+    assert (seen["kind"], unseen["kind"]) == ("seen", "unseen_tasks")
+    held, tasks = len(split["seen"]), len(split["unseen_tasks"])
+    assert (held, tasks) == (seen["rows"], 8) and held > 0
+    assert [one["overlap"]["with_watched"] for one in (seen, unseen)] == [held, 8]
+    assert f"{held} of {held} prompts also served to choose the checkpoint" in seen["notes"]
+    assert f"8 rows belong to tasks that were kept out of training to watch ({watched})" in unseen["notes"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "<memory>: 8 of 8 prompts also served to choose the checkpoint" in said
+    left = len(split["train"])
+    assert f"<memory>: {left} of 24 rows were trained on and are left out (--training-rows measures them apart)" in said
     fresh = [{"instruction": "Please", "input": "hot", "output": "hot", "task": watched}]
-    found = instructrec.evaluate(run, fresh, arms="tuned", max_new_tokens=1, out=str(tmp_path / "out"), **QUICK)
+    found = instructrec.evaluate(run, fresh, arms="tuned", max_new_tokens=1, out=str(tmp_path / "out"), **PLAIN)
     (suite,) = found.report["suites"]
-    assert suite["overlap"] == {"with_training": 0, "with_watched": 0}
+    assert suite["overlap"]["with_training"] == suite["overlap"]["with_watched"] == 0
     assert f"1 row belongs to tasks that were kept out of training to watch ({watched})" in suite["notes"]
 
 
@@ -209,7 +221,7 @@ def test_answers_are_json_whatever_the_model_does(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arms, "told", lambda _, rows: [(float("nan"), 3) for _ in rows])
-    instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), max_new_tokens=1, **QUICK)
+    instructrec.evaluate(runs["base"], TEST, out=str(tmp_path), max_new_tokens=1, **PLAIN)
     text = (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in text and [row["nats"] for row in answers(tmp_path)] == [{"base": None}] * 5
 
@@ -231,7 +243,7 @@ def test_suites_have_names_of_their_own(runs: dict[str, Path], tmp_path: Path) -
     for folder, name in (("a", "test-2"), ("b", "test"), ("c", "test")):
         (tmp_path / folder).mkdir()
         files.append(put(tmp_path / folder / f"{name}.jsonl", TEST[:1]))
-    found = instructrec.evaluate(runs["base"], files, out=str(tmp_path / "out"), max_new_tokens=1, **QUICK)
+    found = instructrec.evaluate(runs["base"], files, out=str(tmp_path / "out"), max_new_tokens=1, **PLAIN)
     assert [suite["name"] for suite in found.report["suites"]] == ["test-2", "test", "test-3"]
 
 

@@ -32,7 +32,7 @@ def base(request: pytest.FixtureRequest, tiny_folder: Any) -> Path:
 
 def test_a_run_learns_its_rows_and_is_measured_beside_the_base_model(quick: Any, tmp_path: Path, undrawn: None) -> None:
     result = quick(FEW, method="full", learning_rate=4e-3, epochs=80.0, held_out="none", eval_every=100)
-    report = evaluate(result, FEW, out=str(tmp_path / "report"), precision="fp32")
+    report = evaluate(result, FEW, out=str(tmp_path / "report"), precision="fp32", training_rows=True)
     scores = report.scores()
     assert list(scores) == ["base", "few_shot", "tuned"]
     assert scores["base"]["exact_match"]["value"] == 0.0 and scores["tuned"]["exact_match"]["value"] == 100.0

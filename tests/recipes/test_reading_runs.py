@@ -380,7 +380,7 @@ def test_plans_without_a_meaning_are_refused_before_anything_is_read(
 # -- evaluate --------------------------------------------------------------------------------------------------------
 
 TEST = [{"instruction": f"Please {task} it", "input": "noon", "output": TASKS[task]("noon")} for task in TASKS]
-MEASURE = {"precision": "fp32", "threads": 1, "max_new_tokens": 6}
+MEASURE = {"precision": "fp32", "threads": 1, "max_new_tokens": 6, "suites": "none", "training_rows": True}
 
 
 def asked_plainly(folder: Path, strokes: int) -> tuple[list[str], list[float]]:

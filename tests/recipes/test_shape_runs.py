@@ -95,7 +95,14 @@ def test_evaluate_takes_every_shape_and_no_weight(quick: Any, tmp_path: Path, un
     (tmp_path / "many").mkdir()
     for number in range(2):
         Path(written(tmp_path, "jsonl", ROWS[:2])).rename(tmp_path / "many" / f"{number}.jsonl")
-    options = {"arms": "tuned", "max_new_tokens": 2, "precision": "fp32", "threads": 1}
+    options = {
+        "arms": "tuned",
+        "max_new_tokens": 2,
+        "precision": "fp32",
+        "threads": 1,
+        "suites": "none",
+        "training_rows": True,
+    }
     report = evaluate(folder, [*data, tmp_path / "many"], **options).report
     assert [(suite["name"], suite["rows"]) for suite in report["suites"]] == [
         ("rows", 2), ("rows-2", 2), ("rows-3", 2), ("many", 4),

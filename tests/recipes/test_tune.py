@@ -25,7 +25,8 @@ from instructrec.recipes.watch import UNSEEN, Watcher, fewer, part_rows
 
 PROMISED = [
     "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoints", "examples.json", "loss.png",
-    "metrics.jsonl", "prompt.json", "report.html", "report.json", "run.json", "settings.json", "split.json",
+    "metrics.jsonl", "prompt.json", "report.html", "report.json", "run.json", "settings.json", "signatures.safetensors",
+    "split.json", "traits.json",
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from .facts import tasks as tasks_of
 from .records import Record
 
 Places = NDArray[np.int64]
-_COLUMN = {"row": "key", "wording": "wording"}
+_COLUMN = {"row": "key", "prompt": "prompt", "wording": "wording"}
 
 BY = ("row", "wording", "task")
 FEWEST_ROWS = 8  # with fewer nothing is held out
@@ -145,6 +145,32 @@ def plan_held_out(
         return HeldOut(few_as_list(everything), {}, f"Nothing is held out: {why}.")
     sentence = f"Held out: {' and '.join(parts)}; {_rows(train)} to train on."
     return HeldOut(few_as_list(train), sets, sentence, names)
+
+
+def plan_test(records: Sequence[Record], *, share: float, seed: int) -> Sequence[int]:
+    """Rows kept for testing alone, before anything is held out to watch, in file order; [] where the share is 0.
+
+    Whole tasks where there are six or more (one in six, at most 4); of the rest half of `share` as wordings, where rows
+    share wordings and there are ten or more, and what is left of it as rows. Rows with one prompt stay together.
+    Raises `InputError` where it comes to nothing.
+    """
+    _check_share(share)
+    if not share:
+        return []
+    units = _Units(records, seed)
+    everything = np.arange(len(records))
+    held = _of_tasks(units, _pick_tasks(units, None) if len(units.names) >= FEWEST_TASKS + 2 else [])
+    rest, left = _rest(everything, held), share
+    if FEWEST_WORDINGS <= units.wordings(rest) <= len(rest) / 2:
+        some = _pick(units, rest, "wording", share / 2, keep_tasks=True)
+        held, rest, left = np.concatenate([held, some]), _rest(rest, some), share / 2
+    some = _pick(units, rest, "prompt", left, keep_tasks=True)
+    if not len(some) and not len(held):  # every row is a task of its own
+        some = _pick(units, rest, "prompt", left)
+    held = np.concatenate([held, some])
+    if not len(held):
+        raise InputError(f"test_share: no row can be kept for testing (got {_rows(everything)}, want at least two)")
+    return few_as_list(np.sort(held))
 
 
 def _pick_seen(units: _Units, rest: Places, held_out: str, share: float, *, tasks_out: bool) -> tuple[Places, str]:

@@ -156,6 +156,10 @@ class Bench:
         texts = [loaded.renderer.decode(result.ids) for result in results]
         return Answered(texts, [result.finish for result in results], losses, asked.shots[arm])
 
+    def room(self, row: Rendered, arm: str) -> int:
+        """Tokens that an answer of this arm to the row may have."""
+        return self._room(row, arm in ("reread", "tuned"))
+
     def _with_shots(self, record: Record, plain: Rendered, budget: int) -> tuple[Rendered, int]:
         """The row with as many examples as the model can hold; `plain` is the row without any."""
         chosen = self.picker.pick(record)

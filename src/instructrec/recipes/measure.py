@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -14,30 +13,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import __version__, console
 from ..config import EvaluateSettings, Source
 from ..data.records import Record
 from ..environment import commit_of_source
 from ..errors import DataError, EnvironmentFault, InputError
-from ..evaluation.arms import ARMS, Answered, Asked, Bench, choose_arms
+from ..evaluation.arms import ARMS, Asked, Bench, choose_arms
 from ..evaluation.card import write_card
-from ..evaluation.report import cell, clean, write_report
+from ..evaluation.report import cell, change, clean, number, write_report
 from ..files import read_json, write_text
-from ..inference.loading import Choosing, Loaded, is_run, open_target
-from ..measures.metrics import METRICS, RowScores, label_set, score
-from ..measures.statistics import Estimate, bootstrap, paired_difference
+from ..inference.loading import Choosing, Loaded, is_run, open_target, run_of
+from ..measures.metrics import METRICS
 from ..models import embedded
 from ..settings import checked
+from .bias import bias
+from .known import Known
 from .labels import labels_of
+from .proofs import constraints, forgetting, languages_of, sides
 from .robustness import Clean, chosen, robustness
 from .robustness import show as show_robustness
-from .rows import MEMORY, Data, announce, name_of, read_rows, sources_of
+from .rows import Data, announce
 from .runfolder import Lock
-
-WORST = 10
-RESAMPLES = 1000
+from .scoring import RESAMPLES, Measured, closed_set, measure
+from .suites import Suite, data_of, read_suites, sort_suites
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,12 @@ class Evaluation:
         return suites[suite or next(iter(suites))]
 
 
-def evaluate(target: str | os.PathLike[str], data: Data, **settings: Any) -> Evaluation:
+def evaluate(target: str | os.PathLike[str], data: Data | None = None, **settings: Any) -> Evaluation:
     """Measure a run folder or any pretrained model on rows it was not tuned on, and write the report.
 
-    data: a file, several (each becomes a suite), a list of dicts, or what `read` returned.  settings: those of
-    `instructrec evaluate`, such as `arms="tuned"`, `rows=100`, `out="reports/mine"`.
+    data: a file, several, a list of dicts, or what `read` returned; None: the rows that the run kept for testing
+    (`tune --test-share`). Rows of a file become suites by what they test.  settings: those of `instructrec evaluate`,
+    such as `arms="tuned"`, `rows=100`, `out="reports/mine"`.
     """
     return _evaluate(os.fspath(target), data, checked(EvaluateSettings, settings), "")
 
@@ -67,13 +66,15 @@ def evaluate_files(target: str, files: Sequence[str | Source], settings: Evaluat
     result = _evaluate(target, files, settings, command)
     for suite in result.report["suites"]:
         _print(result.report, suite)
+    _print_further(result.report)
     if "robustness" in result.report:
         show_robustness(result.report)
     console.say(f"Report: {result.page}")
     return result
 
 
-def _evaluate(target: str, data: Data, settings: EvaluateSettings, command: str) -> Evaluation:
+def _evaluate(target: str, data: Data | None, settings: EvaluateSettings, command: str) -> Evaluation:
+    data = data_of(target, data)
     if settings.out:
         folder = Path(settings.out)
     else:
@@ -117,7 +118,9 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
         torch.set_num_threads(settings.threads)
     if settings.robustness != "none":
         chosen(settings.perturbations, settings.robustness)  # what is wrong with it is said first
-    suites = _suites(data, settings, folder)
+    files = read_suites(data, settings, folder)
+    known = Known.of(Path(target), run_of(Path(target))) if is_run(target) else Known()
+    suites = sort_suites(files, known, settings)
     announce(target)
     loaded = open_target(
         target,
@@ -141,17 +144,14 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
         "command": command or f"evaluate({target!r}, …)",
         "arms": [{"name": arm, "label": ARMS[arm], "detail": _detail(arm, loaded, settings)} for arm in arms],
     }
-    known = _Known.of(loaded)
-    answers: list[dict[str, Any]] = []
-    for suite, rows in zip(suites, asked, strict=True):
-        entry, primary, samples = _measure(suite, bench, rows, loaded, settings.seed, known)
-        if not report["suites"]:
-            report["primary"] = primary
-        entry["notes"] = notes + entry["notes"]
-        report["suites"].append(entry)
-        answers += samples
+    measured = [measure(suite, bench, rows, known, settings) for suite, rows in zip(suites, asked, strict=True)]
+    for found in measured:
+        found.entry["notes"] = notes + found.entry["notes"]
+    report |= {"primary": measured[0].primary, "suites": [found.entry for found in measured]}
+    report |= _further(bench, suites, measured, arms, settings)
     if settings.robustness != "none" and arms != ["few_shot"]:  # whose examples depend on the row as it is
-        report["robustness"] = _robustness(bench, suites[0], asked[0].budget, answers, settings)
+        report["robustness"] = _robustness(bench, suites[0], asked[0].budget, measured[0], settings)
+    answers = [sample for found in measured for sample in found.samples]
     report["seconds"] = round(time.monotonic() - started, 1)
     write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))
     page = write_report(report, folder)
@@ -161,215 +161,39 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
 
 
 def _robustness(
-    bench: Bench, suite: _Suite, budget: int, answers: Sequence[Mapping[str, Any]], settings: EvaluateSettings
+    bench: Bench, suite: Suite, budget: int, measured: Measured, settings: EvaluateSettings
 ) -> dict[str, Any]:
     """The first suite again, damaged."""
-    labels = bench.loaded.run.get("labels") or label_set([record.answer for record in suite.records])
-    own = [sample["answers"] for sample in answers if sample["suite"] == suite.name]
-    texts = {arm: [row[arm] for row in own] for arm in own[0]}
-    metric = _primary(labels, suite.records, bench.loaded)
-    return robustness(bench, Clean(suite.name, suite.records, texts, budget, labels, metric), settings)
+    texts = {arm: found.texts for arm, found in measured.answered.items()}
+    labels, clusters = closed_set(bench, suite.records), measured.entry["clusters"]
+    clean = Clean(suite.name, suite.records, texts, budget, labels, measured.primary, clusters)
+    return robustness(bench, clean, settings)
 
 
-def _ask(suites: Sequence[_Suite], bench: Bench, arms: Sequence[str], max_new_tokens: int | None) -> list[Asked]:
+def _further(
+    bench: Bench, suites: Sequence[Suite], measured: Sequence[Measured], arms: Sequence[str], settings: EvaluateSettings
+) -> dict[str, Any]:
+    """What is measured on rows of our own, and beside the suites."""
+    wanted = settings.suites.split(",")
+    if bench.loaded.backbone.kind.chooses:  # it can't answer what has no labels
+        wanted = [name for name in wanted if name not in ("forgetting", "constraints")]
+    found: dict[str, Any] = {}
+    if "forgetting" in wanted and {"base", "tuned"} <= {*arms}:
+        found["forgetting"] = forgetting(bench, settings.seed)
+    if "constraints" in wanted:
+        languages = languages_of([record for suite in suites for record in suite.records])
+        found["constraints"] = constraints(bench, sides(arms), languages, settings.seed)
+    if "bias" in wanted and (checks := bias(bench, suites, measured, sides(arms), settings.seed)):
+        found["bias"] = checks
+    return found
+
+
+def _ask(suites: Sequence[Suite], bench: Bench, arms: Sequence[str], max_new_tokens: int | None) -> list[Asked]:
     """All suites rendered before the first is answered. Raises DataError with every row that can't be."""
     found = [bench.ask(suite.records, arms, max_new_tokens) for suite in suites]
     if problems := [problem for _, some in found for problem in some]:
         raise DataError(problems)
     return [asked for asked, _ in found]
-
-
-@dataclass(frozen=True)
-class _Suite:
-    name: str
-    file: str
-    sha256: str
-    records: list[Record]
-    account: str  # where not every row that was read is measured
-
-
-def _suites(data: Data, settings: EvaluateSettings, folder: Path) -> list[_Suite]:
-    """One suite a file; rows without an answer can't be measured. Rejected rows are kept in `folder`."""
-    several = isinstance(data, (list, tuple)) and data and isinstance(data[0], (str, os.PathLike, Source))
-    suites: list[_Suite] = []
-    for source in data if several else [data]:  # type: ignore[union-attr]
-        name = _suite_name(source, {suite.name for suite in suites})
-        if isinstance(source, (str, os.PathLike, Source)) and sources_of(source)[0].weight is not None:
-            raise InputError(
-                f"{source}: a weight means nothing here, each source is measured by itself (want the path)"
-            )
-        rows = read_rows(source, settings, folder / f"rejected-{name}.jsonl")  # type: ignore[arg-type]
-        records = [record for record in rows if record.answer]
-        if not records:
-            raise InputError(f"{source}: no row has an answer to measure against")
-        answered = len(records)
-        if settings.rows and answered > settings.rows:
-            order = np.random.default_rng(settings.seed).permutation(answered)[: settings.rows]
-            records = [records[place] for place in sorted(order)]
-        read = len(rows) + rows.rejected
-        parts = [f"{rows.rejected:,} rejected", f"{len(rows) - answered:,} without an answer"]
-        account = f"{read:,} rows read: {', '.join(parts)}, {len(records):,} measured" if read > len(records) else ""
-        file, digest = next(iter(rows.files.items()), (MEMORY, ""))
-        if len(rows.files) > 1:
-            file, digest = str(source), hashlib.sha256("".join(rows.files.values()).encode()).hexdigest()
-        suites.append(_Suite(name, file, digest, records, account))
-    return suites
-
-
-def _suite_name(source: Any, taken: set[str]) -> str:
-    """The file's name without its ending, with a number where another suite has that name; rows of no file: `rows`."""
-    stem = name_of(source)
-    numbered = (f"{stem}-{number}" for number in range(2, len(taken) + 3))
-    return next(name for name in (stem, *numbered) if name not in taken)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What a run saw of its own rows: keys of the prompts it was trained on and watched, tasks it only watched."""
-
-    trained: frozenset[str] = frozenset()
-    watched: frozenset[str] = frozenset()
-    watched_tasks: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, loaded: Loaded) -> _Known:
-        if loaded.folder is None or not (loaded.folder / "split.json").is_file():
-            return cls()
-        parts = dict(read_json(loaded.folder / "split.json"))
-        trained = frozenset(parts.pop("train"))
-        tasks = frozenset(loaded.run["training"]["held_out_tasks"])
-        return cls(trained, frozenset(key for keys in parts.values() for key in keys), tasks)
-
-    def overlap(self, suite: _Suite) -> tuple[dict[str, int], list[str]]:
-        """How many prompts of a suite the run has seen, and notes that say so; what spoils the scores is warned of."""
-        keys = [record.prompt_key for record in suite.records]
-        trained = sum(key in self.trained for key in keys)
-        watched = sum(key in self.watched for key in keys)
-        notes = []
-        if trained:
-            notes.append(f"{trained} of {len(keys)} prompts were also trained on")
-            console.warn(f"{suite.file}: {trained} of {len(keys)} prompts are also in the training rows")
-        if watched:
-            notes.append(f"{watched} of {len(keys)} prompts also served to choose the checkpoint")
-            console.warn(f"{suite.file}: {watched} of {len(keys)} prompts also served to choose the checkpoint")
-        tasks = [record.task for record in suite.records if record.task in self.watched_tasks]
-        if tasks:
-            names = ", ".join(sorted(set(tasks)))
-            plural = "row belongs" if len(tasks) == 1 else "rows belong"
-            notes.append(f"{len(tasks)} {plural} to tasks that were kept out of training to watch ({names})")
-        return {"with_training": trained, "with_watched": watched}, notes
-
-
-def _measure(
-    suite: _Suite, bench: Bench, asked: Asked, loaded: Loaded, seed: int, known: _Known
-) -> tuple[dict[str, Any], str, list[dict[str, Any]]]:
-    records, arms = suite.records, list(asked.rows)
-    answered: dict[str, Answered] = {}
-    with console.progress(len(records) * len(arms), f"Answering {suite.name}", unit="rows") as bar:
-        for arm in arms:
-            bar.advance(0, arm=arm)
-            answered[arm] = bench.answer(arm, asked, bar.advance)
-    known_labels = loaded.renderer.labels.labels if loaded.renderer.labels else loaded.run.get("labels")
-    labels = known_labels or label_set([record.answer for record in records])
-    references = [loaded.renderer.accepted(record.answers) for record in records]
-    scores = {
-        arm: score(result.texts, references, labels=labels, losses=result.losses) for arm, result in answered.items()
-    }
-    pairs = [("tuned", other) for other in ("base", "reread", "few_shot")] if "tuned" in arms else []
-    tasks = _by_task(records)
-    overlap, notes = known.overlap(suite)
-    notes = [suite.account] * bool(suite.account) + notes
-    notes += [f"{ARMS[arm]}: {result.ended:.0f}% of answers ended by themselves" for arm, result in answered.items()]
-    if labels:
-        notes += [f"{ARMS[arm]}: {entry.outside_share:.1f}% of answers are no label" for arm, entry in scores.items()]
-    found_by = [found for entry in scores.values() for found in entry.statistics.values()]
-    signatures = {f"sacrebleu {found.note}" for found in found_by if found.note}
-    primary = _primary(labels, records, loaded)
-    entry = {
-        "name": suite.name,
-        "file": suite.file,
-        "sha256": suite.sha256,
-        "rows": len(records),
-        "overlap": overlap,
-        "scores": {arm: _estimates(found, seed) for arm, found in scores.items()},
-        "differences": {f"{a}-{b}": _differences(scores[a], scores[b], seed) for a, b in pairs if b in scores},
-        "by_task": {
-            task: {arm: _estimates(found.take(rows), seed) for arm, found in scores.items()}
-            for task, rows in tasks.items()
-        },
-        "worst": _worst(records, answered, scores[arms[-1]], arms),
-        "notes": notes + sorted(signatures),
-    }
-    samples = [
-        {
-            "suite": suite.name,
-            "origin": str(record.origin),
-            "row": record.key,
-            "prompt": record.prompt_key,
-            "task": record.task,
-            "expected": record.answer,
-            "answers": {arm: result.texts[place] for arm, result in answered.items()},
-            "finish": {arm: result.finish[place] for arm, result in answered.items()},
-            "nats": {arm: round(result.losses[place][0], 4) for arm, result in answered.items()},
-            "tokens": answered[arms[-1]].losses[place][1],
-        }
-        for place, record in enumerate(records)
-    ]
-    return entry, primary, samples
-
-
-def _primary(labels: Any, records: Sequence[Record], loaded: Loaded) -> str:
-    """The metric that is shown first: accuracy for labels, exact match for short or fixed answers, chrF for texts."""
-    if labels:
-        return "accuracy"
-    lengths = sorted(len(record.answer) for record in records)
-    fixed = loaded.run.get("fixed_answers", False)
-    return "exact_match" if fixed or lengths[len(lengths) // 2] <= 24 else "chrf"
-
-
-def _by_task(records: Sequence[Record]) -> dict[str, list[int]]:
-    tasks: dict[str, list[int]] = {}
-    for place, record in enumerate(records):
-        if record.task:
-            tasks.setdefault(record.task, []).append(place)
-    return tasks if len(tasks) > 1 else {}
-
-
-def _estimates(scores: RowScores, seed: int) -> dict[str, dict[str, float]]:
-    found = scores.statistics.items()
-    return {name: _entry(bootstrap(statistic, resamples=RESAMPLES, seed=seed)) for name, statistic in found}
-
-
-def _differences(a: RowScores, b: RowScores, seed: int) -> dict[str, dict[str, float]]:
-    shared = [name for name in a.statistics if name in b.statistics]
-    return {
-        name: _entry(paired_difference(a.statistics[name], b.statistics[name], resamples=RESAMPLES, seed=seed))
-        for name in shared
-    }
-
-
-def _entry(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-
-
-def _worst(
-    records: Sequence[Record], answered: Mapping[str, Answered], scores: RowScores, arms: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Rows that the last arm answered worst, by token F1, at most ten; wrong answers only."""
-    values = scores.values("token_f1")
-    exact = scores.values("exact_match")
-    places = [place for place in np.argsort(values, kind="stable").tolist() if exact[place] < 100][:WORST]
-    return [
-        {
-            "origin": str(records[place].origin),
-            "task": records[place].task,
-            "prompt": records[place].last_user.content,
-            "expected": records[place].answer,
-            "answers": {arm: answered[arm].texts[place] for arm in arms},
-            "score": round(float(values[place]), 1),
-        }
-        for place in places
-    ]
 
 
 def _pool(loaded: Loaded) -> list[Record]:
@@ -431,7 +255,7 @@ def empty_report(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """A report in which nothing is measured yet; `run` is the content of run.json."""
     commit, dirty = commit_of_source()
     return {
-        "format": 1,
+        "format": 2,
         "command": f"instructrec evaluate {folder} FILE",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
@@ -450,7 +274,7 @@ def empty_report(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
             for name, metric in METRICS.items()
         },
         "primary": "exact_match",
-        "interval": f"95% bootstrap over rows, {RESAMPLES:,} resamples",
+        "interval": f"95% bootstrap, {RESAMPLES:,} resamples, over what each suite names: rows, wordings or tasks",
         "suites": [],
         "training": run.get("training"),
     }
@@ -458,13 +282,48 @@ def empty_report(run: Mapping[str, Any], folder: str) -> dict[str, Any]:
 
 def _print(report: Mapping[str, Any], suite: Mapping[str, Any]) -> None:
     shown = [name for name in report["metrics"] if any(name in arm for arm in suite["scores"].values())]
+    references = suite.get("references")
     rows = []
     for name in shown:
         metric = report["metrics"][name]
         cells = [cell(suite["scores"][arm["name"]].get(name), metric["unit"]) for arm in report["arms"]]
+        if references:
+            cells += [number(references[kind].get(name), metric["unit"]) for kind in ("chance", "majority")]
         rows.append([metric["label"], *cells])
-    headers = ["", *(arm["label"] for arm in report["arms"])]
-    console.table(headers, rows, title=f"{suite['name']}: {suite['rows']} rows, 95% interval in brackets")
+    for name in ("accuracy", "macro_f1") if "ranked" in suite else ():
+        cells = [cell(suite["ranked"][arm["name"]][name], "%") for arm in report["arms"]]
+        rows.append([f"{report['metrics'][name]['label']}, labels ranked", *cells])
+    if "calibration" in suite:
+        cells = [cell(suite["calibration"][arm["name"]]["ece"], "%") for arm in report["arms"]]
+        rows.append(["Calibration error", *cells])
+    headers = ["", *(arm["label"] for arm in report["arms"]), *(["Chance", "Majority"] if references else [])]
+    rows = [row + [""] * (len(headers) - len(row)) for row in rows]
+    kind = f", {suite['kind'].replace('_', ' ')}" if suite["kind"] != "all" else ""
+    title = f"{suite['name']}: {suite['rows']} rows{kind}, 95% interval over {suite['clusters']} in brackets"
+    console.table(headers, rows, title=title)
+
+
+def _print_further(report: Mapping[str, Any]) -> None:
+    labels = {arm["name"]: arm["label"] for arm in report["arms"]}
+    tables: list[tuple[str, list[tuple[str, Mapping[str, Any]]]]] = []
+    if checks := report.get("bias"):
+        rows = [(f"{check['label']} ({check['rows']} rows)", check["arm"]) for check in checks]
+        tables.append(("Bias: 0% is without", rows))
+    if kept := report.get("constraints"):
+        names = {"all": "All constraints kept", "each": "Each constraint"}
+        rows = [(said, {arm: one[name] for arm, one in kept["scores"].items()}) for name, said in names.items()]
+        tables.append((f"Constraints: {kept['rows']} instructions", rows))
+    for title, rows in tables:
+        arms = list(rows[0][1])
+        cells = [[name, *(cell(found[arm], "%") for arm in arms)] for name, found in rows]
+        console.table(["", *(labels[arm] for arm in arms)], cells, title=f"{title}, 95% interval in brackets")
+    if lost := report.get("forgetting"):
+        parts = {"all": lost["loss"]} | lost["by_part"]
+        cells = [
+            [name, cell(one["before"], "nats"), cell(one["after"], "nats"), change(one["difference"], "nats")]
+            for name, one in parts.items()
+        ]
+        console.table(["", "Before", "After", "Change"], cells, title=f"General probe set: loss on {lost['rows']} rows")
 
 
 def _plain_name(target: str) -> str:

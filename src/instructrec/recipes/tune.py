@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import console
 from ..config import Settings, Source, TuneSettings
-from ..data.facts import column, different_answers, take, tasks
+from ..data.facts import different_answers, take, tasks
 from ..data.records import Record, Rows
 from ..errors import InputError
 from ..files import place, write_json
 from ..models.methods import Method, get, narrowed
 from ..settings import checked
 from .curve import check_curve, draw_curve
+from .known import keep_known
 from .labels import how_to_load, labels_of
 from .memory import Ledger, Meter, keeping_memory
 from .reading import behind, check_positions, one_answer_each, plan_of
@@ -446,9 +447,7 @@ class _Run:
         known = self.renderer.labels
         run["labels"] = known.labels if known else label_set(answers, of=len(train))
         run["fixed_answers"] = len(train) >= 2 * len(answers)  # set phrases: an answer is right or it is not
-        parts = {"train": train} | self.parts.sets
-        keys = {name: [f"{key:016x}" for key in column(part, "prompt").tolist()] for name, part in parts.items()}
-        write_json(folder.path / "split.json", keys)
+        keep_known(folder.path, train, self.parts.held_out, self.settings.seed)
         shots = _spread(train, SHOTS_KEPT, self.settings.seed)
         write_json(folder.path / "examples.json", [_shown(record) for record in shots])
         save_loss_png(training, folder.path / "loss.png")

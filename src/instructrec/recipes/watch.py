@@ -13,7 +13,7 @@ from .. import console
 from ..config import TuneSettings
 from ..data.facts import different_answers, files_of, take
 from ..data.records import Record
-from ..data.splits import SEEN, UNSEEN, plan_held_out
+from ..data.splits import SEEN, UNSEEN, plan_held_out, plan_test
 from ..errors import InputError, did_you_mean
 from ..inference.engine import Sampling, generate
 from ..inference.loading import positions
@@ -28,15 +28,26 @@ from ..training.processes import ALONE, Processes
 from .memory import look_tokens
 from .reading import check_positions
 
+TEST = "test"  # the part that only `evaluate` sees
+
 
 @dataclass(frozen=True)
 class Parts:
-    """Records to train on and to watch, with a sentence that says how they were parted."""
+    """Records to train on and to watch, with a sentence that says how they were parted.
+
+    test: rows for `evaluate` alone.
+    """
 
     train: Sequence[Record]
     sets: dict[str, Sequence[Record]]
     explanation: str
     held_out_tasks: list[str]
+    test: Sequence[Record] = ()
+
+    @property
+    def held_out(self) -> dict[str, Sequence[Record]]:
+        """All that is not trained on."""
+        return self.sets | ({TEST: self.test} if len(self.test) else {})
 
     @property
     def all(self) -> list[Sequence[Record]]:
@@ -45,11 +56,19 @@ class Parts:
 
     def sizes(self) -> dict[str, int]:
         """Rows of each part."""
-        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.sets.items()}
+        return {"train": len(self.train)} | {name: len(rows) for name, rows in self.held_out.items()}
 
 
 def part_rows(records: Sequence[Record], validation: Sequence[Record] | None, settings: TuneSettings) -> Parts:
-    """Keep rows out of training by the settings, or take the validation file's rows."""
+    """Keep rows for testing, then rows to watch out of training, by the settings; or watch the validation file's."""
+    if settings.test_share:
+        aside = plan_test(records, share=settings.test_share, seed=settings.seed)
+        stays = np.ones(len(records), dtype=bool)
+        stays[aside] = False
+        test, rest = take(records, aside), take(records, np.flatnonzero(stays))
+        parts = part_rows(rest, validation, settings.model_copy(update={"test_share": 0.0}))
+        told = f"{len(test):,} row{'s' * (len(test) != 1)} kept for testing alone. {parts.explanation}"
+        return replace(parts, test=test, explanation=told)
     if validation is not None:
         given = f"rows of {settings.validation}" if settings.validation else "rows given to watch"
         sentence = f"Held out: the {len(validation):,} {given}; {len(records):,} rows to train on."
