@@ -21,7 +21,7 @@ from ..measures.text import normalise
 from ..prompts.tasks import CONTENT_FREE
 from ..prompts.template import Rendered
 from .proofs import answers, languages_of, prompt_of
-from .scoring import RESAMPLES, Measured, candidates_of, entry_of, closed_set
+from .scoring import RESAMPLES, Measured, candidates_of, closed_set, entry_of
 from .suites import Suite
 
 LETTERS = ("A", "B", "C", "D")
