@@ -73,6 +73,7 @@ def take(point: Point) -> dict[str, float]:
     """Seconds of a step and bytes, in this process."""
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from cost import Shape, rows_of
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -108,6 +109,7 @@ def take(point: Point) -> dict[str, float]:
     with keeping_memory():
         tuned = behind(plan, method.attach(model, options, 0), method, options, 0, rows=rows, checkpoint=None)
         how = Plan(epochs=1, batch_tokens=1 << 30, batch_rows=point.rows, learning_rate=1e-4, reading=plan)
+        AcceleratorState._reset_state()  # else it has the precision of a run before
         accelerator = Accelerator(cpu=True, mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
         stamps = [time.perf_counter()]
         training = Training(tuned, rows, how, accelerator)

@@ -119,6 +119,7 @@ def ours(job: Job) -> dict[str, Any]:
     """InstructRec's own loop, put together as `tune` does it, without looks and checkpoints."""
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     from instructrec.models import backbone as backbones
     from instructrec.models.methods import get
@@ -143,6 +144,7 @@ def ours(job: Job) -> dict[str, Any]:
         if arm.get("checkpointing"):
             tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             tuned.enable_input_require_grads()
+        AcceleratorState._reset_state()  # else a second measurement in one process has the precision of the first
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
         plan = Plan(
             epochs=1,

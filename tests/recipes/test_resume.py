@@ -112,7 +112,7 @@ def test_resuming_again_and_again_and_after_the_end(quick: Any, tmp_path: Path, 
 
 def command(base: Path, table: Path, run: Path, *more: str) -> list[str]:
     """EXACT on the command line."""
-    words = "--precision fp32 --threads 1 --no-tensorboard --batch-rows 1 --accumulation 3 --lora-dropout 0.1 --seed 1"
+    words = "--precision fp32 --threads 1 --no-tensorboard --batch-rows 1 --accumulation 3 --lora-dropout 0.1 --seed 3"
     words += " --epochs 2.5 --eval-every 4"
     return ["tune", str(table), "--model", str(base), "--out", str(run), *words.split(), *more]
 
@@ -255,7 +255,7 @@ def test_resuming_another_run_lists_each_difference(quick: Any, table: Path, tmp
     assert [line.split(":")[0].strip() for line in lines[1:-1] + lines[-1:]] == [
         f"data.{table}", "settings.lora.rank", "settings.lora.target", "settings.seed",
     ]  # fmt: skip
-    assert "  settings.lora.rank: was 16, is 4" in lines and "  settings.seed: was 1, is 5" in lines
+    assert "  settings.lora.rank: was 16, is 4" in lines and "  settings.seed: was 3, is 5" in lines
 
 
 def test_resuming_with_another_data_file_or_prompt_is_refused(quick: Any, table: Path, tmp_path: Path) -> None:

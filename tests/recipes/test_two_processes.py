@@ -27,7 +27,7 @@ PLAIN = {"epochs": 1.0, "eval_every": 2, "accumulation": 3, "batch_rows": 1}
 
 
 def command(base: Path, table: Path, out: Path, **settings: Any) -> list[str]:
-    fixed = {"model": base, "precision": "fp32", "threads": 1, "tensorboard": False, "seed": 1, "out": out}
+    fixed = {"model": base, "precision": "fp32", "threads": 1, "tensorboard": False, "seed": 3, "out": out}
     return ["tune", str(table), *(f"{key}={value}" for key, value in (fixed | settings).items())]
 
 

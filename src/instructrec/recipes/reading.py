@@ -21,7 +21,7 @@ from ..models.methods import Method
 from ..models.reading import Reading, ReadingPlan, cuts, install, parse_strokes
 from ..prompts.lengths import Fitted
 from ..prompts.shelf import Shelf, column
-from ..prompts.template import Renderer
+from ..prompts.template import Rendered, Renderer
 
 
 def plan_of(settings: TuneSettings, method: Method) -> ReadingPlan:
@@ -93,19 +93,20 @@ def behind(
     options: Mapping[str, Any],
     seed: int,
     *,
-    fitted: Fitted,
-    renderer: Renderer,
+    rows: Sequence[Rendered],
     checkpoint: Path | None,
+    renderer: Renderer | None = None,
 ) -> Any:
     """The attached model behind its reading plan, or before its labels, as it starts or as a checkpoint has it; where
     an instruction is read once, the model itself. From here on it computes as it is quickest to train
-    (models/lowrank.py)."""
+    (models/lowrank.py). rows: to start slots from.  renderer: with the labels that a model chooses among, if it does.
+    """
     from ..models.lowrank import quicken  # PEFT comes with it
 
     quicken(model)
     if plan.plain:
         install(model.get_base_model() if hasattr(model, "get_base_model") else model)  # quicker on a processor
-        model = chooser(model, renderer)
+        model = chooser(model, renderer) if renderer else model
         if isinstance(model, Chooser) and checkpoint:
             model.load_extra(checkpoint)
         return model
@@ -118,5 +119,5 @@ def behind(
     if checkpoint:
         reading.load_extra(checkpoint)
     elif plan.slots:
-        reading.start_slots(fitted.rendered, "off" if method.switchable else "")
+        reading.start_slots(rows, "off" if method.switchable else "")
     return reading

@@ -219,7 +219,7 @@ class _Run:
             self.tuned = method.load(self.backbone.model, before, trainable=True)
         else:
             self.tuned = method.attach(self.backbone.model, options, settings.seed)
-        given: dict[str, Any] = {"fitted": self.fitted, "renderer": self.renderer, "checkpoint": before}
+        given: dict[str, Any] = {"rows": self.fitted.rendered, "renderer": self.renderer, "checkpoint": before}
         self.model = behind(self.reading, self.tuned, method, options, settings.seed, **given)
         if not before:
             rows, words = self.fitted.rendered, self.backbone.tokenizer
