@@ -43,7 +43,10 @@ Items = Annotated[
 ]
 
 SMALLER = "smaller: --batch-tokens, --max-length, a smaller --model; --checkpointing trades time for memory"
-EPILOG = "Errors in what you give end with code 2, errors of the machine with 3. --debug shows where one came from."
+EPILOG = (
+    "Errors in what you give end with code 2, errors of the machine with 3, unmet requirements (evaluate --require) "
+    "with 4. --debug shows where one came from."
+)
 
 
 def check(

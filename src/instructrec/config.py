@@ -390,6 +390,10 @@ class EvaluateSettings(TemplateSettings, MachineSettings, DataSettings):
     damage: Literal["instruction", "input", "both"] = Field(
         "instruction", description="what is damaged of a row; damage to an input can change what the right answer is"
     )
+    require: str = Field(
+        "", description="what must be reached, by commas: unseen_tasks.accuracy>=0.6; else the command ends with code 4"
+    )
+    language: Literal["en", "zh"] = Field("en", description="language of the report")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything random")
     out: str | None = Field(None, description="folder of the report; default: the run folder")
 

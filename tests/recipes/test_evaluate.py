@@ -268,3 +268,23 @@ def test_the_door_has_nothing_else() -> None:
     with pytest.raises(AttributeError, match="^module 'instructrec' has no attribute 'chat'$"):
         instructrec.chat  # noqa: B018
     assert sorted(instructrec.__all__) == ["Assistant", "Source", "__version__", "evaluate", "prompt", "read", "tune"]
+
+
+def test_what_is_required_decides_the_exit_code(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from instructrec.cli import main
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps(row) for row in TEST), encoding="utf-8")
+    words = ["evaluate", str(runs["base"]), str(rows), "--max-new-tokens=1", f"--out={tmp_path}", "--language=zh"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in PLAIN.items()]
+    assert main([*words, "--require", "all.exact_match>=0"]) == 0
+    assert main([*words, "--require", "all.exact_match>=0,all.loss<=0.001"]) == 4
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "require: all.loss<=0.001: not met (got " in told
+    kept = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [entry["met"] for entry in kept["requirements"]] == [True, False]
+    assert 'lang="zh' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert main([*words, "--require", "all.acuracy>=0.5"]) == 2
+    assert "did you mean 'accuracy'?" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def _marked(report: Mapping[str, Any]) -> list[str]:
         mark
         for suite in report["suites"]
         for mark, values in (suite.get("references") or {}).items()
-        if any(value is not None for value in values.values())
+        if isinstance(values, dict) and any(value is not None for value in values.values())
     }
     return [mark for mark in ("chance", "majority") if mark in found]
 

@@ -21,9 +21,11 @@ from ..errors import DataError, EnvironmentFault, InputError
 from ..evaluation.arms import ARMS, Asked, Bench, choose_arms
 from ..evaluation.card import write_card
 from ..evaluation.report import cell, change, clean, number, write_report
+from ..evaluation.requirements import check, parse, unmet
 from ..files import read_json, write_text
 from ..inference.loading import Choosing, Loaded, is_run, open_target, run_of
 from ..measures.metrics import METRICS
+from ..measures.perturbations import PERTURBATIONS
 from ..models import embedded
 from ..settings import checked
 from .bias import bias
@@ -70,6 +72,8 @@ def evaluate_files(target: str, files: Sequence[str | Source], settings: Evaluat
     if "robustness" in result.report:
         show_robustness(result.report)
     console.say(f"Report: {result.page}")
+    if error := unmet(result.report):
+        raise error
     return result
 
 
@@ -121,6 +125,7 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
     files = read_suites(data, settings, folder)
     known = Known.of(Path(target), run_of(Path(target))) if is_run(target) else Known()
     suites = sort_suites(files, known, settings)
+    required = parse(settings.require, [suite.name for suite in suites], PERTURBATIONS)
     announce(target)
     loaded = open_target(
         target,
@@ -151,6 +156,7 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
     report |= _further(bench, suites, measured, arms, settings)
     if settings.robustness != "none" and arms != ["few_shot"]:  # whose examples depend on the row as it is
         report["robustness"] = _robustness(bench, suites[0], asked[0].budget, measured[0], settings)
+    report |= {"language": settings.language, "requirements": check(required, report)}
     answers = [sample for found in measured for sample in found.samples]
     report["seconds"] = round(time.monotonic() - started, 1)
     write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))
