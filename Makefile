@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test torture check results bench-reading bench-rereading bench-cost bench-prompting bench-methods \
-	bench-estimate docs clean
+	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -63,8 +63,35 @@ bench-methods: $(VENV)/.dev
 bench-prompting: $(VENV)/.dev
 	$(BIN)/python bench/prompting.py
 
+# Speed and memory of tuning beside TRL's trainer: --trl-python VENV/bin/python of an environment that has trl 1.16.0, without
+# which only our side is measured. Half an hour on two quiet cores (SIZE=gpu: on a CUDA device, SIZE=tiny: a minute).
+bench-train: $(VENV)/.dev
+	$(BIN)/python bench/train.py --size $(or $(SIZE),cpu)
+
+# How time and memory of a step grow, five minutes.
+bench-growth: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python bench/growth.py
+
+# Answering and ranking beside plain loops over the library.
+bench-answer: $(VENV)/.dev
+	$(BIN)/python bench/answer.py
+
+# Encoders on label rows: nearest label, logistic regression, tuned; needs ../shared/data.
+bench-encoders: $(VENV)/.dev
+	$(BIN)/python bench/encoders.py
+
+# How often equal settings are told apart, on made-up scores.
+bench-comparing: $(VENV)/.dev
+	$(BIN)/python bench/comparing.py
+
+# A file of a gigabyte and five million rows: memory and time of check, splitting and the order of training.
+bench-scale: $(VENV)/.dev
+	$(BIN)/python bench/scale.py
+
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_matrix.py
+	$(BIN)/python docs/make_perturbations.py
 	$(BIN)/python docs/make_drawings.py
 
 clean:
