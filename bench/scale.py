@@ -1,4 +1,4 @@
-"""`make bench-scale`: a generated file of five million rows: what reading, checking, splitting and the order of training need.
+"""`make bench-scale`: what reading, checking, splitting and ordering five million rows need.
 
     python bench/scale.py                       # 5,000,000 rows, a gigabyte in build/scale
     python bench/scale.py --rows 20000          # to try it
@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "scale.json"
 WORDS = (
-    "the of and to in is that it was for on are as with his they at be this from have or by one had not but what all were when"
+    "the of and to in is that it was for on are as with his they at be this from have or by one had not but what all"
 ).split()
 
 
@@ -35,10 +35,8 @@ def generate(path: Path, rows: int) -> None:
         for number in range(rows):
             task = draw.randrange(40)
             row = {"instruction": f"Task {task}: rewrite the text in the plain style number {number % 7}."}
-            row |= {
-                "input": " ".join(draw.choices(WORDS, k=14)) + f" {number}",
-                "output": " ".join(draw.choices(WORDS, k=7)),
-            }
+            row |= {"input": " ".join(draw.choices(WORDS, k=14)) + f" {number}"}
+            row |= {"output": " ".join(draw.choices(WORDS, k=7))}
             file.write(json.dumps(row | {"task": f"t{task}"}) + "\n")
 
 
