@@ -19,11 +19,15 @@ from instructrec.config import TuneSettings
 from instructrec.errors import InputError
 from instructrec.export.merged import check_export
 from instructrec.inference.together import check_shareable
-from instructrec.models.kinds import KINDS, Kind
+from instructrec.models.kinds import KINDS as ALL_KINDS
+from instructrec.models.kinds import Kind
 from instructrec.models.methods import METHODS, Method
 from instructrec.models.reading import ReadingPlan
 from instructrec.recipes.reading import plan_of
 from instructrec.training.sharding import check_sharded
+
+# Encoders choose among labels: docs/kinds.md says what they take, tests/recipes/test_encoder_runs.py holds it.
+KINDS = {name: kind for name, kind in ALL_KINDS.items() if not kind.chooses}
 
 PAGE = Path(__file__).with_name("matrix.md")
 RUN = "RUN"  # the run folder, in messages

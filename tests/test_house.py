@@ -221,8 +221,10 @@ def test_files_that_name_shapes_open_with_their_letters() -> None:
 
 
 def test_settings_stay_few() -> None:
-    assert 20 < len(TuneSettings.model_fields) <= 60
-    assert len(EvaluateSettings.model_fields) <= 60 and len(AnswerSettings.model_fields) <= 60
+    for settings in (TuneSettings, EvaluateSettings, AnswerSettings):
+        groups = [one for one in settings.model_fields.values() if isinstance(one.annotation, type)]
+        groups = [one for one in groups if issubclass(one.annotation, Settings)]  # they have a budget of their own
+        assert len(settings.model_fields) - len(groups) <= 60
     sections = [
         field.annotation
         for field in TuneSettings.model_fields.values()

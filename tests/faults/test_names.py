@@ -79,4 +79,4 @@ def test_methods_that_are_not_there(command: Any, rows: Path, name: str) -> None
 @pytest.mark.parametrize("name", [*UNKNOWN, ".", ".."])
 def test_templates_that_are_not_there(command: Any, tiny_folder: Any, name: str) -> None:
     ended = command("run", str(tiny_folder("llama")), "hello", "--template", name)
-    assert ended == (2, f"template: unknown template '{name}', known: alpaca, auto, model, plain\n")
+    assert ended == (2, f"template: unknown template '{name}', known: alpaca, auto, cloze, model, plain\n")

@@ -39,7 +39,7 @@ def test_odd_names_of_folders_and_files(tmp_path: Path, rows: Path, monkeypatch:
     run = tuned(folder, file, model)
     assert json.loads((run / "run.json").read_text())["data"]["files"].keys() == {str(file)}
     assert answers(run) and answers(model)
-    assert cli.main(["evaluate", str(run), str(file), "--precision", "fp32", "--arms", "tuned"]) == 0
+    assert cli.main(["evaluate", str(run), str(file), "--precision", "fp32", "--arms", "tuned", "--training-rows"]) == 0
     assert (run / "report.html").is_file()
     assert cli.main(["check", str(file), "--model", str(model)]) == 0
 
@@ -53,7 +53,7 @@ def test_a_clock_that_jumps_back(tmp_path: Path, rows: Path, tiny_folder: Any, m
 
     monkeypatch.setattr(time, "time", back)
     run = tuned(tmp_path, rows, tiny_folder("qwen"))
-    assert cli.main(["evaluate", str(run), str(rows), "--precision", "fp32", "--arms", "tuned"]) == 0
+    assert cli.main(["evaluate", str(run), str(rows), "--precision", "fp32", "--arms", "tuned", "--training-rows"]) == 0
     assert now[0] < time.monotonic() + 1e10 and answers(run)
     training = json.loads((run / "run.json").read_text())["training"]
     assert training["tokens_per_second"] > 0 and len(training["steps"]) == 2

@@ -52,7 +52,7 @@ def test_a_run_learns_its_labels_and_is_measured_beside_the_base_model(
     quick: Any, tmp_path: Path, undrawn: None, method: str, base: Path
 ) -> None:
     run = quick(ROWS, method=method, **(FULL if method == "full" else LEARN))
-    report = evaluate(run, ROWS, out=str(tmp_path / "report"), precision="fp32")
+    report = evaluate(run, ROWS, out=str(tmp_path / "report"), precision="fp32", training_rows=True)
     scores = report.scores()
     masked = base.name.startswith(("bert", "roberta"))
     assert list(scores) == (["base", "few_shot", "tuned"] if masked else ["base", "tuned"])
@@ -102,7 +102,9 @@ def test_export_is_an_ordinary_encoder_with_its_labels(quick: Any, tmp_path: Pat
     tuned, whole = (Assistant(str(place), precision="fp32") for place in (run, folder))
     assert [whole("Which is it?", text) for text in asked] == [tuned("Which is it?", text) for text in asked]
     scores = [
-        evaluate(str(place), ROWS, out=str(tmp_path / "report"), precision="fp32", arms=arm).scores()[arm]["loss"]
+        evaluate(
+            str(place), ROWS, out=str(tmp_path / "report"), precision="fp32", arms=arm, training_rows=True
+        ).scores()[arm]["loss"]
         for place, arm in ((folder, "base"), (run, "tuned"))
     ]
     assert scores[0]["value"] == pytest.approx(scores[1]["value"], abs=1e-4)
@@ -128,7 +130,9 @@ def test_words_of_the_labels_out_of_a_file(quick: Any, tmp_path: Path, undrawn: 
     rows = [row | {"output": "hot"} if row["output"] == "Too_Hot" else row for row in ROWS]
     run = quick(rows, model=str(base), method="full", encoder={"verbalizer": str(words)}, **FULL)
     assert load(run.folder / "labels.json")["labels"]["Too_Hot"] == ["hot", "negative"]
-    scores = evaluate(run, rows, out=str(tmp_path / "report"), precision="fp32", arms="tuned").scores()
+    scores = evaluate(
+        run, rows, out=str(tmp_path / "report"), precision="fp32", arms="tuned", training_rows=True
+    ).scores()
     assert scores["tuned"]["accuracy"]["value"] == 100.0  # an answer may be a word of its label
 
 
@@ -200,7 +204,13 @@ def test_reading_again_is_refused(quick: Any, base: Path, tmp_path: Path) -> Non
 def test_an_answer_that_is_no_label_is_named(quick: Any, base: Path, tmp_path: Path, undrawn: None) -> None:
     run = quick(ROWS, model=str(base), max_steps=1, held_out="none")
     with pytest.raises(DataError) as caught:
-        evaluate(run, [*ROWS, ROWS[0] | {"output": "Too_Hott"}], out=str(tmp_path / "report"), precision="fp32")
+        evaluate(
+            run,
+            [*ROWS, ROWS[0] | {"output": "Too_Hott"}],
+            out=str(tmp_path / "report"),
+            precision="fp32",
+            training_rows=True,
+        )
     assert "prompt: 'Too_Hott' is none of the 3 labels that this model chooses from, did you mean 'Too_Hot'?" in str(
         caught.value
     )

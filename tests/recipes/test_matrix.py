@@ -57,7 +57,7 @@ def _page() -> ModuleType:
 
 
 MATRIX = _page()
-CELLS = [(method, kind) for method in METHODS for kind in KINDS]
+CELLS = [(method, kind) for method in METHODS for kind in MATRIX.KINDS]
 POSSIBLE = [(method, kind) for method, kind in CELLS if not MATRIX.verdict(METHODS[method], KINDS[kind])]
 PLANS = ("twice", "frozen", "separate", "slots")
 

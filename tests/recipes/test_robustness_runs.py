@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("report")
-    instructrec.evaluate(run, MOODS, arms="base,tuned", robustness="full", out=str(out), **QUICK)
+    instructrec.evaluate(run, MOODS, arms="base,tuned", robustness="full", out=str(out), training_rows=True, **QUICK)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
@@ -124,7 +124,7 @@ def test_curves_begin_undamaged_and_go_on_by_strength(report: dict[str, Any]) ->
 
 
 def test_rows_are_drawn_by_seed_and_bounded(run: Path, tmp_path: Path) -> None:
-    given = {"arms": "tuned", "robustness_rows": 3, "perturbations": "typos:1,case", **QUICK}
+    given = {"arms": "tuned", "robustness_rows": 3, "perturbations": "typos:1,case", "training_rows": True, **QUICK}
     found = [
         instructrec.evaluate(run, MOODS, out=str(tmp_path / str(number)), seed=seed, **given).report["robustness"]
         for number, seed in enumerate((1, 1, 2))
@@ -137,9 +137,13 @@ def test_rows_are_drawn_by_seed_and_bounded(run: Path, tmp_path: Path) -> None:
 
 
 def test_none_means_none(run: Path, tmp_path: Path) -> None:
-    found = instructrec.evaluate(run, MOODS[:2], arms="base", robustness="none", out=str(tmp_path), **QUICK)
+    found = instructrec.evaluate(
+        run, MOODS[:2], arms="base", robustness="none", out=str(tmp_path), training_rows=True, **QUICK
+    )
     assert "robustness" not in found.report
-    found = instructrec.evaluate(run, MOODS[:2], arms="few_shot", out=str(tmp_path), **QUICK)  # nothing to compare with
+    found = instructrec.evaluate(
+        run, MOODS[:2], arms="few_shot", out=str(tmp_path), training_rows=True, **QUICK
+    )  # nothing to compare with
     assert "robustness" not in found.report
     again = instructrec.evaluate(
         run.parent / "base", MOODS[:2], arms="reread", strokes=2, perturbations="case", out=str(tmp_path), **QUICK

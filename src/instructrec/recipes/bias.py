@@ -48,7 +48,10 @@ def bias(
     names always (on rows of our own where the files have none). 0 percent is a model without that bias."""
     languages = languages_of([record for suite in suites for record in suite.records])
     checks = _Checks(bench, arms, languages, seed)
-    found = checks.labels(suites, measured) + checks.positions()
+    found = checks.labels(suites, measured)
+    if bench.loaded.backbone.kind.chooses:  # letters of options and exchanged names ask for text
+        return found
+    found += checks.positions()
     return found + [entry for kind in KINDS if (entry := checks.exchanged(kind, suites, measured))]
 
 

@@ -17,7 +17,7 @@ _BY_MARK = {
     "<|START_OF_TURN_TOKEN|>": "cohere",
 }
 MARKS = {name: mark for mark, names in _BY_MARK.items() for name in names.split()}
-OWN = ("auto", "model", "alpaca", "plain")
+OWN = ("auto", "model", "alpaca", "plain", "cloze")
 # Formats that no model brings as its own.
 NOT_OFFERED = (
     "default",

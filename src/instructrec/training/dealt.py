@@ -1,6 +1,6 @@
 """Which rows go together in which step, as arrays: millions of short lists would take gigabytes.
 
-N rows dealt, M micro-batches, S steps.
+N rows dealt, M micro-batches, S steps, P pools of Q rows.
 """
 
 from __future__ import annotations
