@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from instructrec import files
-from instructrec.evaluation.pictures import spoken
-from instructrec.evaluation.report import cell, change, clean, count, summary
+from instructrec.evaluation.numbers import clean, count, spoken
+from instructrec.evaluation.tables import plain, scores
+from instructrec.evaluation.words import Words
 from instructrec.models.methods import get
 
 
@@ -44,50 +45,21 @@ def card(report: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
     quoted = place if re.fullmatch(r"[\w./-]+", place, flags=re.ASCII) else "'" + place.replace("'", "'\\''") + "'"
     sections = [
         "---\n" + yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip() + "\n---",
-        f"# {_plain(Path(place).name or place)}",
-        f"{_plain(str(run['backbone']))}, tuned with {run['method']} on {data['rows']:,} rows of instructions and "
+        f"# {plain(Path(place).name or place)}",
+        f"{plain(str(run['backbone']))}, tuned with {run['method']} on {data['rows']:,} rows of instructions and "
         f"answers: {count(run['trained_parameters'])} of {count(run['parameters'])} parameters trained ({share:.2g}%).",
         "## Scores",
-        *(_scores(report) if report else ["Nothing was measured yet: `instructrec evaluate` adds the scores here."]),
+        *(scores(report, Words()) if report else ["Nothing was measured yet: `instructrec evaluate` adds the scores here."]),
         "## How to use",
         f'```sh\ninstructrec chat {quoted}\ninstructrec run {quoted} "Your instruction"\n```',
         "## Training data",
-        "\n".join(f"- `{_plain(name)}`, sha256 `{digest}`" for name, digest in data["files"].items()),
-        f"Rows: {parts}. {_plain(data['held_out'])}".rstrip(),
-        *([f"{_plain(curve['sentence'])}\n\n![Learning curve](curve.png)"] if curve else []),
+        "\n".join(f"- `{plain(name)}`, sha256 `{digest}`" for name, digest in data["files"].items()),
+        f"Rows: {parts}. {plain(data['held_out'])}".rstrip(),
+        *([f"{plain(curve['sentence'])}\n\n![Learning curve](curve.png)"] if curve else []),
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(report)),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _scores(report: Mapping[str, Any]) -> list[str]:
-    sections = [_plain(sentence) for sentence in summary(report)]
-    for suite in report["suites"]:
-        arms = [arm for arm in report["arms"] if arm["name"] in suite["scores"]]
-        pairs = list(suite["differences"])
-        title = f"### {_plain(spoken(suite['name']))} ({suite['rows']:,} rows)"
-        lines = [
-            _row(
-                [
-                    "Metric",
-                    *(_plain(arm["label"]) for arm in arms),
-                    *(_plain(pair.replace("-", " − ")) for pair in pairs),
-                ]
-            )
-        ]
-        lines.append(_row(["---", *["---:"] * (len(arms) + len(pairs))]))
-        for name, metric in report["metrics"].items():
-            found = [suite["scores"][arm["name"]].get(name) for arm in arms]
-            if not any(found):
-                continue
-            cells = [cell(estimate, metric["unit"]) for estimate in found]
-            differences = [suite["differences"][pair].get(name) for pair in pairs]
-            cells += [change(entry, metric["unit"]) if entry else "–" for entry in differences]
-            label = metric["label"] if metric["higher_is_better"] else f"{metric['label']} (lower is better)"
-            lines.append(_row([_plain(label), *cells]))
-        sections += [title, "\n".join(lines)]
-    return [*sections, f"In brackets: {_plain(report['interval'])}. More in `report.html`."]
 
 
 def _limits(report: Mapping[str, Any] | None) -> list[str]:
@@ -100,16 +72,7 @@ def _limits(report: Mapping[str, Any] | None) -> list[str]:
         return limits[1:]
     for suite in report["suites"]:
         if overlap := suite["overlap"].get("with_training", 0):
-            limits.append(f"{overlap} of the rows of {_plain(spoken(suite['name']))} are also in the training data.")
+            limits.append(f"{overlap} of the rows of {plain(spoken(suite['name']))} are also in the training data.")
         if watched := suite["overlap"].get("with_watched", 0):
-            limits.append(f"{watched} of the rows of {_plain(spoken(suite['name']))} served to choose the checkpoint.")
+            limits.append(f"{watched} of the rows of {plain(spoken(suite['name']))} served to choose the checkpoint.")
     return limits
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown leaves alone: on one line, no tags, no table borders, no links or emphasis."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))

@@ -1,17 +1,18 @@
-"""Pictures: the loss curve by matplotlib (SVG for the report, PNG for the run folder), bars as fluid SVG.
+"""Pictures by matplotlib: the loss curve and the learning curve (SVG for the report, PNG for the run folder).
 
-Bars are written by hand because they must keep their text size from a phone to a desktop: all their coordinates
-across are percentages, and every text is HTML beside them. Colours are those of report.css, so that a picture
-follows light and dark; they are the colour-blind safe ones of Okabe and Ito, slightly darkened.
+Colours are those of report.css, so that a picture follows light and dark; they are the colour-blind safe ones of Okabe
+and Ito, slightly darkened. Pictures written by hand are in `drawings`.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from html import escape
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from instructrec.evaluation.words import Words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,28 +24,29 @@ LINES = ("#0b6bb8", "#c25e00", "#00806a", "#a64d86", "#7a6a00")
 VARIABLES = {INK: "--ink", FAINT: "--line", RAW: "--raw"} | {
     colour: f"--series-{place}" for place, colour in enumerate(LINES)
 }
-SETS = {"seen": "rows like those trained on"}
 SMOOTHED = 40  # with more steps than this the training loss is drawn as a running mean over the raw line
 
 
-def loss_curve(training: dict[str, Any], width: float = 7.2) -> Figure:
+def loss_curve(training: dict[str, Any], width: float = 7.2, words: Words | None = None) -> Figure:
     """Training loss by step, loss on each held-out set, best step marked; `width` in inches."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    words = words or Words()
     figure = Figure(figsize=(width, 3.3 if width > 5 else 3.5), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
-    _training_line(axes, training["steps"])
+    _training_line(axes, training["steps"], words)
     for place, name in enumerate(held_out_sets(training)):
         points = [(look["step"], found) for look in training["looks"] if (found := _loss(look, name)) is not None]
         steps, losses = zip(*points, strict=True)
-        said = SETS.get(name, spoken(name)).replace("$", r"\$")  # matplotlib would read $…$ as a formula
+        called = words("curve.seen") if name == "seen" else words.named("set", name)
+        said = called.replace("$", r"\$")  # matplotlib would read $…$ as a formula
         axes.plot(
             steps,
             losses,
             color=LINES[place % len(LINES)],
-            label=f"held out, {said}",
+            label=words("curve.held_out", name=said),
             linewidth=2,
             marker="os^Dv"[place % 5],
             markersize=4.5,
@@ -54,7 +56,7 @@ def loss_curve(training: dict[str, Any], width: float = 7.2) -> Figure:
         axes.axvline(best, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         left = best > sum(axes.get_xlim()) / 2  # the words go where there is room
         axes.annotate(
-            f"kept: step {best:,}",
+            words("curve.kept", step=f"{best:,}"),
             (best, 1),
             xycoords=("data", "axes fraction"),
             xytext=(-6 if left else 6, -4),
@@ -64,8 +66,8 @@ def loss_curve(training: dict[str, Any], width: float = 7.2) -> Figure:
             fontsize=9,
             color=INK,
         )
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_xlabel(words("curve.step"))
+    axes.set_ylabel(words("curve.loss"))
     axes.set_ylim(bottom=0)
     axes.set_facecolor("none")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
@@ -130,19 +132,19 @@ def _after(loss: float, gain: dict[str, Any]) -> dict[str, float]:
     return {"value": loss - gain["value"], "low": loss - gain["high"], "high": loss - gain["low"]}
 
 
-def _training_line(axes: Axes, entries: list[dict[str, Any]]) -> None:
+def _training_line(axes: Axes, entries: list[dict[str, Any]], words: Words) -> None:
     points = [(entry["step"], entry["loss"]) for entry in entries if entry.get("loss") is not None]
     if not points:
         return
     steps, losses = zip(*points, strict=True)
     if len(points) <= SMOOTHED:
-        axes.plot(steps, losses, color=RAW, linewidth=1.6, label="training")
+        axes.plot(steps, losses, color=RAW, linewidth=1.6, label=words("curve.training"))
         return
     width = max(5, len(points) // 25)
     means = [sum(part) / len(part) for part in (losses[max(0, end - width) : end] for end in range(1, len(points) + 1))]
     thin = max(1, len(points) // 600)  # a report of a long run must not weigh megabytes
     axes.plot(steps[::thin], losses[::thin], color=FAINT, linewidth=0.8)
-    axes.plot(steps[::thin], means[::thin], color=RAW, linewidth=1.8, label=f"training, mean of {width} steps")
+    axes.plot(steps[::thin], means[::thin], color=RAW, linewidth=1.8, label=words("curve.mean", n=width))
 
 
 def held_out_sets(training: dict[str, Any]) -> list[str]:
@@ -156,11 +158,6 @@ def _loss(look: dict[str, Any], name: str) -> float | None:
     return found.get("loss") if isinstance(found, dict) else None
 
 
-def spoken(name: str) -> str:
-    """A name from a file as a reader would say it."""
-    return name.replace("_", " ").strip()
-
-
 def svg(figure: Figure, name: str) -> str:
     """The figure as SVG to stand inside an HTML page: text stays text, colours become variables of the page.
 
@@ -169,7 +166,8 @@ def svg(figure: Figure, name: str) -> str:
     from matplotlib import rc_context
 
     drawn = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's own fonts draw the text
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = drawn.getvalue()
     text = text[text.index("<svg") :]
@@ -192,29 +190,3 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.patch.set(facecolor="white", alpha=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=144)
-
-
-def bar(estimate: dict[str, Any], series: int, top: float, *, height: int = 16, title: str = "") -> str:
-    """One bar with its interval as an SVG that is as wide as the place it stands in; `top` is its full width.
-
-    `height` is in pixels; `title` is what a pointer or a screen reader is told, none if a text says it already.
-    """
-
-    def across(number: float) -> str:
-        return f"{100 * min(max(number / top, 0), 1):.2f}%" if top > 0 else "0%"
-
-    value, low, high = (across(estimate[key]) for key in ("value", "low", "high"))
-    whisker = ""
-    if estimate["low"] < estimate["high"]:
-        middle, tick = height / 2, height / 4
-        ends = (middle - tick, middle + tick)
-        spans = ((low, high, middle, middle), (low, low, *ends), (high, high, *ends))
-        whisker = "".join(
-            f'<line class="whisker" x1="{x1}" x2="{x2}" y1="{y1:g}" y2="{y2:g}"/>' for x1, x2, y1, y2 in spans
-        )
-    told = f'role="img"><title>{escape(title)}</title>' if title else 'aria-hidden="true">'
-    return (
-        f'<svg class="bar" width="100%" height="{height}" {told}'
-        f'<rect class="track" width="100%" height="{height - 4}" y="2" rx="2"/>'
-        f'<rect class="fill-{series}" width="{value}" height="{height - 4}" y="2" rx="2"/>{whisker}</svg>'
-    )
