@@ -16,15 +16,15 @@ TASKS = (
 ).split()
 DAMAGE = (
     ("typos", "Keyboard typos", "characters", 31.2),
-    ("swaps", "Swapped characters", "characters", 22.0),
-    ("drops", "Dropped characters", "characters", 18.5),
-    ("case", "Changed case", "format", 4.1),
-    ("punctuation", "Changed punctuation", "format", 1.2),
-    ("space", "Changed white space", "format", 0.4),
-    ("word_drop", "Dropped words", "words", 27.0),
+    ("swap_letters", "Letters swapped", "characters", 22.0),
+    ("drop_letters", "Letters lost", "characters", 18.5),
+    ("case", "Upper and lower case", "format", 4.1),
+    ("punctuation", "Punctuation", "format", 1.2),
+    ("spaces", "White space", "format", 0.4),
+    ("drop_words", "Function words lost", "words", 27.0),
     ("synonyms", "Synonyms", "words", 9.8),
-    ("distractor", "Distractor sentence before", "distractor", 12.3),
-    ("order", "Text first, question last", "order", -2.0),
+    ("distractor_before", "Distractor before", "distractor", 12.3),
+    ("text_first", "Text before instruction", "order", -2.0),
     ("template", "Another template", "template", 6.5),
     ("homophones", "Homophones", "chinese", 15.0),
 )
@@ -115,7 +115,7 @@ def suite(name: str, kind: str | None, levels: tuple[float, float, float], draw:
             for place in range(3, 9)
         ],
         "notes": [
-            "412 rows read: 2 rejected, 0 without an answer, 200 measured",
+            "412 rows read: 2 rejected, 0 without an answer, 210 of other kinds, 200 measured",
             *(f"{ARMS[arm]}: {share}% of answers ended by themselves" for arm, share in zip(ARM_NAMES, (61, 97, 100), strict=True)),
         ],
     }
@@ -155,9 +155,10 @@ def robustness(draw: random.Random) -> dict[str, Any]:
     ]
     by_task = {}
     for task in TASKS:
-        level = draw.uniform(45, 95)
-        cells = {name: {"base": 20.0, "tuned": max(0.0, level - drop * draw.uniform(0, 2))} for name, _, _, drop in DAMAGE}
-        by_task[task] = {"clean": {"base": 31.0, "tuned": level}, **cells}
+        by_task[task] = {
+            name: {"base": round(-drop * draw.uniform(0, 1), 2), "tuned": round(-drop * draw.uniform(0, 2), 2)}
+            for name, _, _, drop in DAMAGE
+        }
     return {
         "suite": "test_wordings",
         "rows": 200,
@@ -184,17 +185,17 @@ def robustness(draw: random.Random) -> dict[str, Any]:
             for place, (name, task, clean_text, damaged, expected, answer) in enumerate(
                 (
                     ("typos", "antonyms", "Write a word that means the opposite of the input word: winter", "Writr a word tgat means the opposite of the input word: wimter", "summer", "weather"),
-                    ("word_drop", "sum", "Sum the two given numbers. 22 17", "Sum two numbers. 22 17", "39", "22 17"),
+                    ("drop_words", "sum", "Sum the two given numbers. 22 17", "Sum two numbers. 22 17", "39", "22 17"),
                     ("homophones", "礼品卡退货", "礼品卡可以退货吗？请回答可以或不可以。", "礼品卡可已退货马？请回答可以或不可以。", "不可以", "可以"),
-                    ("distractor", "sentiment", "Is this movie review positive or negative? A gripping drama.", "The weather in Lisbon was mild. Is this movie review positive or negative? A gripping drama.", "positive", ""),
+                    ("distractor_before", "sentiment", "Is this movie review positive or negative? A gripping drama.", "The weather in Lisbon was mild. Is this movie review positive or negative? A gripping drama.", "positive", ""),
                     ("template", "rhymes", "Write a word that rhymes: night", "### Instruction:\nWrite a word that rhymes: night", "light", "night"),
                 )
             )
         ],
         "adversarial": {
             "rows": 40,
-            "queries": 60,
-            "label": "Greedy word substitution",
+            "queries": 41.3,
+            "label": "Words chosen against the tuned model",
             "scores": {"base": about(4.0), "tuned": about(22.5, 12)},
             "examples": [],
         },
@@ -255,7 +256,7 @@ def full(**changes: Any) -> dict[str, Any]:
             for name, metric in METRICS.items()
         },
         "primary": "accuracy",
-        "interval": "95% bootstrap over rows, 1,000 resamples",
+        "interval": "95% bootstrap, 1,000 resamples, over what each suite names: rows, wordings or tasks",
         "suites": suites,
         "robustness": robustness(draw),
         "bias": [
@@ -264,16 +265,16 @@ def full(**changes: Any) -> dict[str, Any]:
                 "label": "Label bias",
                 "arm": {"base": about(38.0, 6), "tuned": about(12.0, 5)},
                 "ideal": 0.0,
-                "explanation": "How far the labels given are from the labels wanted.",
+                "explanation": "Share of the labels chosen that would have to be others to be spread as the right ones are.",
                 "rows": 200,
             },
             {
-                "name": "option_position",
-                "label": "Option position",
+                "name": "option_order",
+                "label": "Option order",
                 "arm": {"base": about(71.0, 9), "tuned": about(54.0, 9)},
-                "ideal": 50.0,
-                "explanation": "Share of answers that take the first of two options.",
-                "rows": 120,
+                "ideal": 0.0,
+                "explanation": "The same questions: share whose chosen option changes when the options change places.",
+                "rows": 48,
             },
         ],
         "constraints": {
@@ -283,20 +284,20 @@ def full(**changes: Any) -> dict[str, Any]:
                 "tuned": {"all": about(16.0, 8, 80), "each": about(52.0, 6, 80)},
             },
             "by_kind": {
-                "word_count": {"base": about(40), "tuned": about(51)},
-                "json": {"base": about(10), "tuned": about(35)},
+                "words": {"base": about(40), "tuned": about(51)},
+                "json_keys": {"base": about(10), "tuned": about(35)},
             },
             "examples": [
-                {"origin": "constraints:4", "prompt": "List three fruits as JSON, in capitals.", "answer": "apple", "broken": ["json"]}
+                {"origin": "constraints:4", "prompt": "List three fruits as JSON, in capitals.", "answer": "apple", "broken": ["json_keys"]}
             ],
         },
         "forgetting": {
-            "set": "general probe",
+            "set": "general",
             "rows": 300,
             "loss": {"before": free(2.91, 0.06), "after": free(3.04, 0.06), "difference": free(0.13, 0.03)},
             "by_part": {
-                "facts": {"before": free(2.5, 0.1), "after": free(2.7, 0.1), "difference": free(0.2, 0.05)},
-                "中文": {"before": free(3.5, 0.1), "after": free(3.52, 0.1), "difference": free(0.02, 0.05)},
+                "knowledge": {"before": free(2.5, 0.1), "after": free(2.7, 0.1), "difference": free(0.2, 0.05)},
+                "language": {"before": free(3.5, 0.1), "after": free(3.52, 0.1), "difference": free(0.02, 0.05)},
             },
         },
         "requirements": [

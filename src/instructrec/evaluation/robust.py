@@ -17,12 +17,13 @@ from instructrec.evaluation.numbers import (
     number,
     side,
     visible,
-    whole,
 )
 from instructrec.evaluation.summary import main_arm, title
 from instructrec.evaluation.words import Words
 
 EXAMPLES = 4  # shown before the others are folded away
+TOPS = (10.0, 20.0, 40.0, 60.0, 80.0, 100.0)  # of a curve in percent
+TASKS = 24  # likewise
 SHADES = (2.5, 8.0, 18.0, 35.0)  # points from which a cell of the heat map is one shade stronger
 LONGEST = 3000  # pieces of text that are compared; longer ones are shown without marks
 PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|\s+|.")
@@ -144,6 +145,7 @@ def _table(found: Any, arms: Sequence[Mapping[str, Any]], unit: str, words: Word
         cells = []
         for arm in arms:
             name = arm["name"]
+            cells.append(cell((entry.get("clean") or found["clean"]).get(name), unit))
             cells += [cell(entry["scores"].get(name), unit), cell(entry["drop"].get(name), "%").replace("-", "−")]
             cells.append(change((entry.get("difference") or {}).get(name), unit, words("to")))
             cells.append(cell((entry.get("flips") or {}).get(name), "%"))
@@ -164,7 +166,7 @@ def _curves(found: Any, arms: Sequence[Mapping[str, Any]], unit: str, words: Wor
             told = words.listed([f"{strength:g}: {number(score['value'], unit)}" for strength, score in points])
             said.append(words.told(arm["label"], told))
         highest = max((score["high"] for _, points in lines for _, score in points), default=0)
-        top = 100.0 if unit == "%" else highest * 1.05
+        top = next((end for end in TOPS if highest <= end), 100.0) if unit == "%" else highest * 1.05
         strengths = [point["strength"] for point in entry["points"]]
         first, last = min(strengths, default=0), max(strengths, default=1)
         label = words.said(entry["label"])
@@ -186,45 +188,33 @@ def _heat(report: Any, found: Any, arm: Mapping[str, Any], main: str, words: Wor
     order = [entry["name"] for entry in _by_drop(found, main)]
     by_task = found.get("by_task") or {}
     columns = [one for one in order if any(name in (cells.get(one) or {}) for cells in by_task.values())]
-    if not columns:
-        return None
-    clean = {task: (cells.get("clean") or {}).get(name) for task, cells in by_task.items()}
     rows = []
     for task, cells in by_task.items():
         values = [(cells.get(column) or {}).get(name) for column in columns]
-        base = clean[task]
-        changes = [None if value is None or base is None else value - base for value in values]
-        told = changes if base is not None else values
-        measured = [value for value in told if value is not None]
-        rows.append(
-            {
-                "task": task,
-                "clean": whole(base) if base is not None else number(None, ""),
-                "cells": [_cell(value, base is not None) for value in told],
-                "mean": sum(measured) / len(measured) if measured else 0.0,
-            }
-        )
+        measured = [value for value in values if value is not None]
+        mean = sum(measured) / len(measured) if measured else 0.0
+        rows.append({"task": task, "cells": [_cell(value) for value in values], "mean": mean})
     rows.sort(key=lambda row: (row["mean"], row["task"]))
     metric = report["metrics"].get(found["metric"], {"label": found["metric"]})
-    hint = "robustness.heat_hint" if any(value is not None for value in clean.values()) else "robustness.heat_scores"
+    if not columns:
+        return None
     return {
-        "hint": words(hint, metric=words.said(metric["label"]), arm=words.lower(arm["label"])),
+        "hint": words("robustness.heat_hint", metric=words.said(metric["label"]), arm=words.lower(arm["label"])),
         "arm": arm["label"],
         "main": name == main,
         "columns": [labels[column] for column in columns],
-        "rows": rows,
+        "rows": rows[:TASKS],
+        "more_rows": rows[TASKS:],
     }
 
 
-def _cell(value: float | None, is_change: bool) -> dict[str, str]:
-    """Text and shade of a cell: `loss-3` is a strong loss, `gain-1` a slight gain; scores go from 100 down."""
+def _cell(value: float | None) -> dict[str, str]:
+    """Text and shade of a change in points: `loss-3` is a strong loss, `gain-1` a slight gain."""
     if value is None:
-        return {"text": number(None, ""), "shade": "none"}
-    distance = value if is_change else value - 100
-    strength = sum(abs(distance) >= shade for shade in SHADES)
-    shade = f"{'gain' if distance > 0 else 'loss'}-{strength}" if strength else "none"
-    text = f"{value:+.0f}".replace("-", "−") if is_change and abs(value) >= 0.5 else whole(value)
-    return {"text": text, "shade": shade}
+        return {"text": number(None, ""), "shade": "missing"}
+    strength = sum(abs(value) >= shade for shade in SHADES)
+    shade = f"{'gain' if value > 0 else 'loss'}-{strength}" if strength else "none"
+    return {"text": f"{value:+.0f}".replace("-", "−") if abs(value) >= 0.5 else "0", "shade": shade}
 
 
 def _example(entry: Mapping[str, Any], found: Any, words: Words) -> dict[str, Any]:
@@ -248,7 +238,7 @@ def _adversarial(found: Any, arms: Sequence[Mapping[str, Any]], unit: str, words
     return {
         "label": words.said(entry["label"]),
         "hint": words(
-            "robustness.adversarial_hint", rows=words.count("rows", entry["rows"]), queries=f"{entry['queries']:,}"
+            "robustness.adversarial_hint", rows=words.count("rows", entry["rows"]), queries=f"{entry['queries']:,g}"
         ),
         "rows": [
             {

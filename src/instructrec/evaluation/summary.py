@@ -176,17 +176,19 @@ def _constraints(report: Mapping[str, Any], words: Words) -> str:
 
 
 def _bias(report: Mapping[str, Any], words: Words) -> str:
+    """The strongest three. Numbers alone: a distance is never below zero, so its interval can't hold zero either and
+    says nothing about chance."""
     checks = []
     for entry in report.get("bias") or []:
         arm = main_arm(report, entry["arm"])
-        if arm and known(entry["arm"][arm]):
-            checks.append((entry["label"], side(entry["arm"][arm], entry["ideal"])))
-    if not checks:
-        return ""
-    found = [words.lower(words.said(label)) for label, beyond in checks if beyond]
-    if not found:
-        return words("summary.no_bias", n=len(checks))
-    return words("summary.bias", n=len(checks), found=len(found), labels=words.listed(found))
+        if arm and entry["ideal"] == 0 and known(entry["arm"][arm]):
+            checks.append((words.lower(words.said(entry["label"])), entry["arm"][arm]))
+    checks.sort(key=lambda check: -check[1]["value"])
+    told = [
+        words("summary.bias_check", label=label, value=brief(one["value"], "%"), interval=_bracketed(one, "%", words))
+        for label, one in checks[:3]
+    ]
+    return words("summary.bias", checks=words.listed(told)) if told else ""
 
 
 def _forgetting(report: Mapping[str, Any], words: Words) -> str:
