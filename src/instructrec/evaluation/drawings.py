@@ -107,7 +107,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], series: int, titles: Sequence
     """Share of right answers over the probability given, in a square of 100 x 100; the area of a dot grows with its
     rows. bins: confidence and accuracy in percent, n; titles: what each dot is told to be."""
     most = max((one["n"] for one in bins), default=0)
-    parts = ['<rect class="track" width="100" height="100"/>', '<path class="ideal" d="M0 100L100 0"/>'] + [
+    parts = ['<rect class="track" width="100" height="100"/>', '<path class="diagonal" d="M0 100L100 0"/>'] + [
         f'<path class="level" d="M0 {level}H100"/>' for level in (25, 50, 75)
     ]
     points = [f"{one['confidence']:.1f} {100 - one['accuracy']:.1f}" for one in bins]
@@ -123,9 +123,9 @@ def reliability(bins: Sequence[Mapping[str, Any]], series: int, titles: Sequence
 
 
 def ends(estimates: Sequence[Mapping[str, Any]]) -> tuple[float, float, list[float]]:
-    """A span that holds zero and every interval, widened to whole steps, and its ticks (at most seven)."""
+    """A span that holds zero and every interval as far as −100 to 100, widened to whole steps, and its ticks (at most seven)."""
     numbers = [0.0, *(float(one[key]) for one in estimates if known(one) for key in ("value", "low", "high"))]
-    low, high = max(min(numbers), -200.0), min(max(numbers), 200.0)
+    low, high = max(min(numbers), -100.0), min(max(numbers), 100.0)
     span = max(high - low, 1.0)
     size = 1.0
     while True:

@@ -78,7 +78,7 @@ def change(estimate: Mapping[str, Any] | None, unit: str, to: str = " to ") -> s
     shown = signed(estimate["value"], unit)
     if low is None or high is None or low == high:
         return shown
-    ends = (whole(end) if unit == "%" else f"{end:.2g}" for end in (low, high))
+    ends = (whole(end) if unit == "%" else f"{end:#.2g}" for end in (low, high))
     return f"{shown} ({to.join(end.replace('-', '−') for end in ends)})"
 
 
@@ -86,7 +86,7 @@ def signed(value: float | None, unit: str) -> str:
     """`+61.3`, `−0.12`."""
     if value is None:
         return DASH
-    digits = ".1f" if unit == "%" else ".3g"
+    digits = ".1f" if unit == "%" else "#.3g"
     return f"{value:+{digits}}".replace("-", "−")
 
 

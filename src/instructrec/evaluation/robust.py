@@ -120,7 +120,10 @@ def _drops(found: Any, arms: Sequence[Mapping[str, Any]], main: str, words: Word
         drops.append(
             {
                 "label": words.said(entry["label"]),
-                "kind": words.named("damage", entry["kind"]),
+                "kind": words.listed(
+                    [words.named("damage", entry["kind"])]
+                    + [words.count("rows", entry["rows"])] * (entry["rows"] < found["rows"])
+                ),
                 "picture": Markup(drawings.dots(drawn, low, high, title=told)),
                 "value": number(shown["value"], "%").replace("-", "−") if shown else number(None, "%"),
                 "interval": interval(shown, "%") if shown else "",
@@ -199,7 +202,7 @@ def _heat(report: Any, found: Any, arm: Mapping[str, Any], main: str, words: Wor
     if not columns:
         return None
     return {
-        "hint": words("robustness.heat_hint", metric=words.said(metric["label"]), arm=words.lower(arm["label"])),
+        "hint": words("robustness.heat_hint", metric=words.lower(words.said(metric["label"])), arm=words.lower(arm["label"])),
         "arm": arm["label"],
         "main": name == main,
         "columns": [labels[column] for column in columns],
