@@ -109,14 +109,21 @@ def suite(name: str, kind: str | None, levels: tuple[float, float, float], draw:
                 "task": draw.choice(TASKS),
                 "prompt": "Write the plural of the given noun: cactus",
                 "expected": "cacti",
-                "answers": {"base": "Cactus is a plant.", "few_shot": "cactuses", "tuned": "" if place == 3 else "cactuses"},
+                "answers": {
+                    "base": "Cactus is a plant.",
+                    "few_shot": "cactuses",
+                    "tuned": "" if place == 3 else "cactuses",
+                },
                 "score": 0.0,
             }
             for place in range(3, 9)
         ],
         "notes": [
             "412 rows read: 2 rejected, 0 without an answer, 210 of other kinds, 200 measured",
-            *(f"{ARMS[arm]}: {share}% of answers ended by themselves" for arm, share in zip(ARM_NAMES, (61, 97, 100), strict=True)),
+            *(
+                f"{ARMS[arm]}: {share}% of answers ended by themselves"
+                for arm, share in zip(ARM_NAMES, (61, 97, 100), strict=True)
+            ),
         ],
     }
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from instructrec.evaluation.card import card, write_card
-from instructrec.evaluation.pictures import bar, loss_curve, save_loss_png, svg
+from instructrec.evaluation.drawings import bar
+from instructrec.evaluation.pictures import loss_curve, save_loss_png, svg
 from instructrec.evaluation.report import FOLD, change, count, duration, interval, number, render, summary, write_report
 
 PERCENT = {"label": "Exact match", "unit": "%", "higher_is_better": True, "explanation": "Share of equal answers."}
@@ -152,7 +153,7 @@ def test_files_are_written_and_the_numbers_are_those_given(tmp_path: Path) -> No
     page = write_report(report, tmp_path / "run")
     assert page == tmp_path / "run" / "report.html"
     assert json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8")) == report
-    assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json", "report.md"]
     words = " ".join(Page(page.read_text(encoding="utf-8")).words.split())
     for text in (
         "61.3% 49–72%",

@@ -49,7 +49,11 @@ def card(report: Mapping[str, Any] | None, run: Mapping[str, Any]) -> str:
         f"{plain(str(run['backbone']))}, tuned with {run['method']} on {data['rows']:,} rows of instructions and "
         f"answers: {count(run['trained_parameters'])} of {count(run['parameters'])} parameters trained ({share:.2g}%).",
         "## Scores",
-        *(scores(report, Words()) if report else ["Nothing was measured yet: `instructrec evaluate` adds the scores here."]),
+        *(
+            scores(report, Words())
+            if report
+            else ["Nothing was measured yet: `instructrec evaluate` adds the scores here."]
+        ),
         "## How to use",
         f'```sh\ninstructrec chat {quoted}\ninstructrec run {quoted} "Your instruction"\n```',
         "## Training data",

@@ -204,7 +204,9 @@ def bar_rows(
             "label": labels[arm],
             "value": number(estimate["value"], unit) if estimate else number(None, unit),
             "interval": interval(estimate, unit) if estimate else "",
-            "bar": Markup(drawings.bar(estimate, series[arm], top, marks=marks)) if estimate and known(estimate) else "",
+            "bar": Markup(drawings.bar(estimate, series[arm], top, marks=marks))
+            if estimate and known(estimate)
+            else "",
         }
         for arm, estimate in found.items()
     ]

@@ -141,7 +141,8 @@ def forgetting(report: Mapping[str, Any], words: Words) -> dict[str, Any] | None
     if not found:
         return None
     parts = {words("forgetting.all"): found["loss"]} | {
-        words.said(name.replace("_", " ")): part.get("loss", part) for name, part in (found.get("by_part") or {}).items()
+        words.said(name.replace("_", " ")): part.get("loss", part)
+        for name, part in (found.get("by_part") or {}).items()
     }
     rows = [
         {
@@ -157,7 +158,7 @@ def forgetting(report: Mapping[str, Any], words: Words) -> dict[str, Any] | None
 
 
 def overlap(report: Mapping[str, Any], words: Words) -> list[dict[str, Any]]:
-    """How many rows of each suite were trained on, exactly or nearly, with examples. [] where near ones were not counted."""
+    """How many rows of each suite were trained on, exactly or nearly; [] where that was not counted."""
     suites = [suite for suite in report["suites"] if "near" in suite["overlap"] or "exact" in suite["overlap"]]
     return [
         {

@@ -202,7 +202,9 @@ def _heat(report: Any, found: Any, arm: Mapping[str, Any], main: str, words: Wor
     if not columns:
         return None
     return {
-        "hint": words("robustness.heat_hint", metric=words.lower(words.said(metric["label"])), arm=words.lower(arm["label"])),
+        "hint": words(
+            "robustness.heat_hint", metric=words.lower(words.said(metric["label"])), arm=words.lower(arm["label"])
+        ),
         "arm": arm["label"],
         "main": name == main,
         "columns": [labels[column] for column in columns],
