@@ -160,6 +160,7 @@ class Comparison:
         from instructrec import evaluate
 
         how: dict[str, Any] = {"precision": self.given.precision, "threads": 1, "out": str(out)}
+        how |= {"suites": "none", "robustness": "none", "training_rows": True}
         if arm == "base":
             verbalizer = self.build / "labels.yaml"
             words = sorted({row["output"] for part in self.rows.values() for row in part})

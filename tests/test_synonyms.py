@@ -281,7 +281,7 @@ def test_values_that_change_on_the_way(lines: str, want: dict[str, Any]) -> None
         ("report_to: all", "want none, or some of tensorboard, wandb, mlflow, each by its name (got all)"),
         ("tensorboard: maybe", "want true or false (got maybe)"),
         ("stage: dpo", "want sft (got dpo)"),
-        ("template: vicuna", "this chat format is not offered (want auto, model, alpaca, plain, a Jinja file, or a format by name such as llama3 or qwen) (got vicuna)"),
+        ("template: vicuna", "this chat format is not offered (want auto, model, alpaca, plain, cloze, a Jinja file, or a format by name such as llama3 or qwen) (got vicuna)"),
         ("completion_only_loss: false", "only answers are learned (got false)"),
         ("resume_from_checkpoint: out/checkpoint-50", "a run goes on from its last checkpoint (want true; the run is named by output_dir) (got out/checkpoint-50)"),
         ("optim: paged_adamw_32bit", "the optimizer is AdamW (got paged_adamw_32bit)"),

@@ -46,6 +46,7 @@ EVERYTHING = "separate, gated, slots"  # a run with a file for every part
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All weights of a run folder, without its checkpoints."""
     files = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
+    files = [path for path in files if path.name != "signatures.safetensors"]  # of rows, not weights
     return {
         f"{file.relative_to(folder)}: {key}": part for file in sorted(files) for key, part in load_file(file).items()
     }

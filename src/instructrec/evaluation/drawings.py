@@ -81,7 +81,7 @@ def dots(found: Sequence[tuple[int, Mapping[str, Any]]], low: float, high: float
 
 
 def curve(lines: Sequence[tuple[int, Sequence[tuple[float, Mapping[str, Any]]]]], top: float, title: str) -> str:
-    """Scores over strength in a stretched box of 100 x 100: a line, its band, and a dot at each point."""
+    """Scores over strength in a stretched box of 100 x 100: for each series a line, its band, and dots."""
     strengths = [strength for _, points in lines for strength, _ in points]
     first, last = min(strengths, default=0), max(strengths, default=1)
 
@@ -116,15 +116,15 @@ def reliability(bins: Sequence[Mapping[str, Any]], series: int, titles: Sequence
     for one, told in zip(bins, titles, strict=True):
         radius = 1.5 + 4 * (one["n"] / most) ** 0.5
         parts.append(
-            f'<circle class="dot-{series}" cx="{one["confidence"]:.1f}" cy="{100 - one["accuracy"]:.1f}"'
-            f' r="{radius:.1f}">'
+            f'<circle class="dot-{series}" cx="{one["confidence"]:.1f}" cy="{100 - one["accuracy"]:.1f}" '
+            f'r="{radius:.1f}">'
             f"<title>{escape(told)}</title></circle>"
         )
     return f'<svg class="reliability" viewBox="-6 -6 112 112" role="img">{"".join(parts)}</svg>'
 
 
 def ends(estimates: Sequence[Mapping[str, Any]]) -> tuple[float, float, list[float]]:
-    """A span that holds zero and every interval within −100 to 100, in whole steps, and its ticks (at most seven)."""
+    """A span that holds zero and every interval as far as −100 to 100, in whole steps, and its ticks."""
     numbers = [0.0, *(float(one[key]) for one in estimates if known(one) for key in ("value", "low", "high"))]
     low, high = max(min(numbers), -100.0), min(max(numbers), 100.0)
     span = max(high - low, 1.0)

@@ -158,7 +158,7 @@ def forgetting(report: Mapping[str, Any], words: Words) -> dict[str, Any] | None
 
 
 def overlap(report: Mapping[str, Any], words: Words) -> list[dict[str, Any]]:
-    """How many rows of each suite were trained on, exactly or nearly; [] where near ones were not counted."""
+    """How many rows of each suite were trained on, exactly or nearly; [] where that was not counted."""
     suites = [suite for suite in report["suites"] if "near" in suite["overlap"] or "exact" in suite["overlap"]]
     return [
         {

@@ -2,8 +2,8 @@
 
 A condition is a place in the report, a comparison and a bound. Places:
 
-    SUITE.METRIC             of the tuned model (else the last arm); SUITE is the name of a suite or a kind of suite;
-                             where several suites are of a kind all have to meet it
+    SUITE.METRIC             of the tuned model (else the last arm); SUITE is the name or the kind of a suite;
+                             where several are of a kind all have to meet it
     SUITE.METRIC.low, .high  the end of its 95% interval
     SUITE.METRIC.gain        the difference to the base model; also .gain.low, .gain.high
     SUITE.ece                calibration error

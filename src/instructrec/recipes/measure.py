@@ -22,6 +22,7 @@ from ..evaluation.arms import ARMS, Asked, Bench, choose_arms
 from ..evaluation.card import write_card
 from ..evaluation.report import cell, change, clean, number, write_report
 from ..evaluation.requirements import check, parse, unmet
+from ..evaluation.summary import summaries
 from ..files import read_json, write_text
 from ..inference.loading import Choosing, Loaded, is_run, open_target, run_of
 from ..measures.metrics import METRICS
@@ -156,7 +157,8 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
     report |= _further(bench, suites, measured, arms, settings)
     if settings.robustness != "none" and arms != ["few_shot"]:  # whose examples depend on the row as it is
         report["robustness"] = _robustness(bench, suites[0], asked[0].budget, measured[0], settings)
-    report |= {"language": settings.language, "requirements": check(required, report)}
+    report |= {"language": settings.language, "requirements": check(required, clean(report))}
+    report["summary"] = summaries(clean(report))
     answers = [sample for found in measured for sample in found.samples]
     report["seconds"] = round(time.monotonic() - started, 1)
     write_text(folder / "answers.jsonl", "".join(_line(sample) for sample in answers))

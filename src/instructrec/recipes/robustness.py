@@ -176,10 +176,12 @@ class _Asker:
         backbone, own = loaded.backbone, loaded.renderer
         names = [*(["model"] if getattr(backbone.tokenizer, "chat_template", None) else []), *BUILTIN]
         kind = backbone.kind
+        if kind.chooses:  # its own template has the mask, or its pooled text, that others lack
+            return []
         others = [
             make_renderer(backbone.tokenizer, name, own.system, default=kind.template, closed=kind.closed)
             for name in names
-            if name != own.name
+            if name not in (own.name, "cloze")
         ]
         return [one.with_reading(own.reading) for one in others if one.source != own.source]
 
