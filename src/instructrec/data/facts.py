@@ -7,6 +7,7 @@ N rows.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,21 +37,41 @@ def facts(record: Record) -> Facts:
     """The facts of one record."""
     turns = record.turns
     last = turns[-1] if turns and turns[-1].role == "assistant" and turns[-1].text else None
-    digest = hashlib.sha256()
-    for turn in turns[:-1] if last else turns:
-        digest.update(_spelled(turn))
+    digest = hashlib.sha256(b"".join([_spelled(turn) for turn in (turns[:-1] if last else turns)]))
     prompt = key = int.from_bytes(digest.digest()[:8], "big")
     if last:
         digest.update(_spelled(last))
         key = int.from_bytes(digest.digest()[:8], "big")
-    answers = sum(turn.supervised for turn in turns if turn.role == "assistant")
-    return Facts(key, prompt, hashed(wording_key(record)), hashed(record.answer), min(answers, 65535))
+    answers = 0
+    for turn in turns:
+        answers += turn.supervised and turn.role == "assistant"
+    return Facts(key, prompt, _wording(record), hashed(last.text if last else ""), min(answers, 65535))
 
 
 def _spelled(turn: Turn) -> bytes:
     """As `records._key` spells it: lengths before texts."""
-    parts = [text.encode("utf-8", "surrogatepass") for text in (turn.role, turn.text, turn.input)]
-    return b"".join([len(raw).to_bytes(8, "little") + raw for raw in parts])
+    role, text, more = turn.role.encode(), turn.text.encode("utf-8", "surrogatepass"), b""
+    if turn.input:
+        more = turn.input.encode("utf-8", "surrogatepass")
+    sizes = _SIZES(len(role)), _SIZES(len(text)), _SIZES(len(more))
+    return sizes[0] + role + sizes[1] + text + sizes[2] + more
+
+
+_SIZES = struct.Struct("<Q").pack
+_WORDINGS: dict[str, int] = {}  # of instructions that many rows share
+
+
+def _wording(record: Record) -> int:
+    """`hashed(wording_key(record))`, looked up where the text was met lately."""
+    text = record.group or record.last_user.text
+    found = _WORDINGS.get(text) if not record.group else None
+    if found is None:
+        found = hashed(wording_key(record))
+        if not record.group:
+            if len(_WORDINGS) > 4096:
+                _WORDINGS.clear()
+            _WORDINGS[text] = found
+    return found
 
 
 def hashed(text: str) -> int:

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import tempfile
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,7 +36,7 @@ COLUMNS = {
     "start": "int64", "size": "uint32", "line": "int64", "item": "int64", "key": "uint64", "prompt": "uint64",
     "wording": "uint64", "answer": "uint64", "task": "int32", "answers": "uint16",
 }  # fmt: skip
-_KEPT = 1 << 16  # rows whose numbers wait in memory before they are written
+_KEPT = 1 << 13  # rows whose numbers wait in memory before they are written
 _AHEAD = 1 << 20  # bytes read at once where rows are read in order
 
 
@@ -199,7 +198,7 @@ class Writer:
         self.folder = Path(tempfile.mkdtemp(prefix=".new.", dir=shelf))
         self.files = {name: (self.folder / name).open("wb") for name in COLUMNS}
         self.bytes: BinaryIO | None = None
-        self.waiting = {name: array(_CODES[kind]) for name, kind in COLUMNS.items()}
+        self.waiting: list[tuple[int, ...]] = []
         self.tasks: dict[str, int] = {}
         self.rows = 0
 
@@ -216,26 +215,20 @@ class Writer:
             raw = values if isinstance(values, bytes) else values.encode()
             start = self.bytes.tell()
             self.bytes.write(raw)
-        waiting = self.waiting
         origin = record.origin
-        waiting["start"].append(start)
-        waiting["size"].append(len(raw))
-        waiting["line"].append(origin.line)
-        waiting["item"].append(-1 if origin.item is None else origin.item)
-        waiting["key"].append(own.key)
-        waiting["prompt"].append(own.prompt)
-        waiting["wording"].append(own.wording)
-        waiting["answer"].append(own.answer)
-        waiting["task"].append(-1 if record.task is None else self.tasks.setdefault(record.task, len(self.tasks)))
-        waiting["answers"].append(own.answers)
-        self.rows += 1
-        if len(waiting["start"]) >= _KEPT:
+        item = -1 if origin.item is None else origin.item
+        task = -1 if record.task is None else self.tasks.setdefault(record.task, len(self.tasks))
+        key, prompt, wording, answer, answers = own
+        # In the order of COLUMNS.
+        self.waiting.append((start, len(raw), origin.line, item, key, prompt, wording, answer, task, answers))
+        if len(self.waiting) >= _KEPT:
             self._flush()
 
     def _flush(self) -> None:
-        for name, numbers in self.waiting.items():
-            self.files[name].write(numbers.tobytes())
-            self.waiting[name] = array(numbers.typecode)
+        for (name, kind), numbers in zip(COLUMNS.items(), zip(*self.waiting, strict=True), strict=False):
+            self.files[name].write(np.array(numbers, dtype=kind).tobytes())
+        self.rows += len(self.waiting)
+        self.waiting = []
 
     def finish(self, home: Path, known: Mapping[str, Any], name: str, path: str) -> Index:
         """Put what was written in its place. An index of before is replaced."""
@@ -259,9 +252,6 @@ class Writer:
     def _close(self) -> None:
         for file in (*self.files.values(), *filter(None, [self.bytes])):
             file.close()
-
-
-_CODES = {"int64": "q", "uint64": "Q", "uint32": "I", "int32": "i", "uint16": "H"}
 
 
 def home_of(path: str, how: Mapping[str, Any]) -> Path:
