@@ -1,6 +1,6 @@
 """`make bench-answer`: how fast prompts are answered and labels ranked, beside loops that a sensible user would write.
 
-    python bench/answer.py                   # writes docs/results/answer.json; then bench/harness.py writes the page
+    python bench/answer.py                   # writes docs/results/answer.json
     python bench/answer.py --size tiny --model FOLDER --data FOLDER --out FOLDER   # to try it
 
 Generation: `generate` as `evaluate` calls it, `Assistant.answer` on all prompts, and `Assistant(...)` one prompt at a
