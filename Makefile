@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check results bench-reading bench-rereading bench-cost bench-prompting bench-methods \
+.PHONY: demo test torture fuzz check results bench-reading bench-rereading bench-cost bench-prompting bench-methods \
 	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -28,6 +28,10 @@ test: $(VENV)/.dev
 # The tests that kill processes at random moments, ten times as often: about two minutes.
 torture: $(VENV)/.dev
 	INSTRUCTREC_KILLS=200 $(BIN)/python -m pytest tests/torture
+
+# Broken files by chance, ten times as many as in the tests and other ones each time: about ten minutes.
+fuzz: $(VENV)/.dev
+	INSTRUCTREC_FUZZ=10 $(BIN)/python -m pytest tests/data/test_fuzz.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

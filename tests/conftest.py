@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))  # `import tiny` from any test folder
 
 import tiny
+
+# The same examples in every run, so that a red test means a change; `make fuzz` tries others each time.
+settings.register_profile("repeatable", derandomize=True)
+if "INSTRUCTREC_FUZZ" not in os.environ:
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(params=tiny.KINDS)

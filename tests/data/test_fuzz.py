@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 
@@ -50,6 +51,7 @@ OPTIONS = st.sampled_from(
     [{}, {}, {"instruction": "Do {text}"}, {"instruction": "Do."}, {"labels": {"1": "one"}}, {"columns": {"answer": "x"}},
      {"columns": {"messages": "text"}}, {"columns": {"instruction": "2", "answer": "1"}}]
 )  # fmt: skip
+TIMES = int(os.environ.get("INSTRUCTREC_FUZZ", "1"))
 FEW = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
@@ -96,7 +98,7 @@ def outcome(path: Path, options: dict) -> Rows | None:
 FILES = ["rows.jsonl", "rows.json", "rows.json ", "rows.csv", "rows.tsv", "rows", "rows.jsonl.gz"]
 
 
-@settings(max_examples=1700, **FEW)
+@settings(max_examples=1700 * TIMES, **FEW)
 @given(rows=st.lists(ROW, max_size=4), name=st.sampled_from(FILES), seed=st.integers(0, 1 << 16), options=OPTIONS)
 def test_files_of_text(
     tmp_path_factory: pytest.TempPathFactory, rows: list[object], name: str, seed: int, options: dict
@@ -109,7 +111,7 @@ def test_files_of_text(
         assert found.read == len(rows)  # nothing was changed: each row is used or rejected
 
 
-@settings(max_examples=300, **FEW)
+@settings(max_examples=300 * TIMES, **FEW)
 @given(rows=st.lists(ROW, max_size=4), seed=st.integers(0, 1 << 16), options=OPTIONS)
 def test_files_of_parquet(tmp_path_factory: pytest.TempPathFactory, rows: list[dict], seed: int, options: dict) -> None:
     path = tmp_path_factory.getbasetemp() / "rows.parquet"

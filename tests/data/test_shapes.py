@@ -217,6 +217,10 @@ def test_parquet_faults_are_named_by_the_row(tmp_path: Path) -> None:
     assert said(path) == ["bytes.parquet:1: instruction: not UTF-8, byte 0xff at 0 (want UTF-8)"]
     path = put(tmp_path / "cut.parquet", (tmp_path / "rows.parquet").read_bytes()[:-20])
     assert said(path)[0].startswith("cut.parquet: damaged Parquet (")
+    content = (tmp_path / "rows.parquet").read_bytes()
+    path = put(tmp_path / "name.parquet", content.replace(b"\x18\x06output", b"\x18\x06out\xffut"))
+    assert path.read_bytes() != content
+    assert said(path)[0].startswith("name.parquet: damaged Parquet ('utf-8' codec can't decode byte 0xff in position 3")
     path = put(tmp_path / "none.parquet", pa.table({"instruction": pa.array([], pa.string())}))
     assert said(path) == ["none.parquet: 0 usable rows (got an empty file)"]
 
