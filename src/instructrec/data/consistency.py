@@ -1,24 +1,22 @@
 """What rows say about each other: repeats, contradictions, copies, answers in another language, overlap with a test.
 
-All in one pass over the rows, of which only hashes and a few small numbers are kept: five million rows on disk take
-150 MB. N rows.
+Of each row only a few numbers are looked at (`facts.Marks`), which of rows on disk stand in their index. N rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .facts import hashed, origin_of
-from .language import script_of, scripts_in
-from .records import Origin, Record, Turn
+from .facts import COPIED, LONG, MANY, WORDLESS, marked, normalise, origin_of, tasks
+from .language import SCRIPTS, scripts_in
+from .records import Origin, Record
 
 SHOWN = 5  # places named in a finding
-LONG = 20_000  # characters of one turn
 MINORITY = 0.1  # a script with this share of the answers or more is no slip
 
 
@@ -33,53 +31,24 @@ class Finding:
     severity: Literal["warning", "note"] = "warning"
 
 
-def normalise(text: str) -> str:
-    """Case and spacing aside."""
-    return " ".join(text.split()).casefold()
-
-
 class _Seen:
-    """What one pass over rows leaves: numbers of each row, [N], and the few places of what stands out."""
+    """The marks of all rows, [N] each. script: number of the answer's.  like: rows of one number share task and script
+    of the prompt."""
 
     def __init__(self, rows: Sequence[Record]) -> None:
-        size = len(rows)
-        self.prompt, self.answer = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
-        self.like, self.script = np.zeros(size, np.int32), np.zeros(size, np.int16)
-        self.likes: dict[tuple[str | None, str | None], int] = {}  # (task, script of the prompt) -> number
-        self.scripts: dict[str | None, int] = {None: 0}
-        self.copied, self.long, self.wordless = Places(), Places(), Places()
-        for place, row in enumerate(rows):
-            self._look(place, row)
-
-    def _look(self, place: int, row: Record) -> None:
-        answer = normalise(row.answer)
-        prompt = row.last_user
-        self.prompt[place], self.answer[place] = _digest(row.prompt.turns), hashed(answer)
-        like = row.task, script_of(prompt.content)
-        self.like[place] = self.likes.setdefault(like, len(self.likes))
-        self.script[place] = self.scripts.setdefault(script_of(row.answer), len(self.scripts))
-        # An answer that repeats the input (the instruction where there is none), whole or nine tenths of it.
-        source = normalise(prompt.input or prompt.text)
-        if answer and len(answer) >= 0.9 * len(source) and answer in source:
-            self.copied.add(row.origin)
-        if any(len(turn.text) > LONG or len(turn.input) > LONG for turn in row.turns):
-            self.long.add(row.origin)
-        if row.answer and not any(map(str.isalnum, row.answer[:1000])):
-            self.wordless.add(row.origin)
+        found = marked(rows)
+        self.prompt, self.answer, self.odd = found["same"], found["said"], found["odd"]
+        self.script = (found["scripts"] & 15).astype(np.int64)
+        pairs = tasks(rows)[0].astype(np.int64) * 16 + (found["scripts"] >> 4).astype(np.int64)
+        kinds, self.like = np.unique(pairs, return_inverse=True)
+        self.at_home = kinds & 15  # script of the prompt, [number of `like`]
 
 
-@dataclass
-class Places:
+class Places(NamedTuple):
     """How many rows, and where the first ones are."""
 
-    count: int = 0
-    first: list[Origin] = field(default_factory=list)
-
-    def add(self, origin: Origin) -> None:
-        """One row more."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(origin)
+    number: int
+    first: list[Origin]
 
     @classmethod
     def of(cls, rows: Sequence[Record], places: NDArray[Any]) -> Places:
@@ -91,15 +60,19 @@ def examine(rows: Sequence[Record], test: Sequence[Record] = ()) -> list[Finding
     """Findings over training rows, and over the prompts that test rows share with them; [] where all is well."""
     seen = _Seen(rows)
     repeated, torn, prompts = _alike(seen)
+
+    def _odd(bit: int) -> Places:
+        return Places.of(rows, np.flatnonzero(seen.odd & seen.odd.dtype.type(bit)))
+
     of_prompts = f"{prompts} prompt{'s' * (prompts != 1)} with different answers"
     found = [
         _finding("duplicates", "{rows} repeated (same prompt and answer as an earlier row)", Places.of(rows, repeated)),
         _finding("conflicts", f"{of_prompts}: {{rows}}", Places.of(rows, torn)),
-        _finding("copied", "{rows} whose answer is a copy of the prompt's text", seen.copied),
+        _finding("copied", "{rows} whose answer is a copy of the prompt's text", _odd(COPIED)),
         _finding("language", "{rows} answered in another script than rows like them", _strangers(seen, rows)),
         _overlap(seen, rows, test),
-        _finding("long", f"{{rows}} with more than {LONG:,} characters in one turn", seen.long, "note"),
-        _finding("wordless", "{rows} whose answer has no letter and no digit", seen.wordless, "note"),
+        _finding("long", f"{{rows}} with more than {MANY:,} characters in one turn", _odd(LONG), "note"),
+        _finding("wordless", "{rows} whose answer has no letter and no digit", _odd(WORDLESS), "note"),
     ]
     return [finding for finding in found if finding is not None]
 
@@ -126,24 +99,24 @@ def _alike(seen: _Seen) -> tuple[NDArray[Any], NDArray[Any], int]:
 def _finding(
     kind: str, message: str, places: Places, severity: Literal["warning", "note"] = "warning"
 ) -> Finding | None:
-    if not places.count:
+    if not places.number:
         return None
-    more = ", …" if places.count > SHOWN else ""
+    more = ", …" if places.number > SHOWN else ""
     where = ", ".join(map(str, places.first))
-    text = message.format(rows=f"{places.count:,} row{'s' * (places.count != 1)}")
-    return Finding(kind, f"{text}: {where}{more}", places.count, tuple(places.first), severity)
+    text = message.format(rows=f"{places.number:,} row{'s' * (places.number != 1)}")
+    return Finding(kind, f"{text}: {where}{more}", places.number, tuple(places.first), severity)
 
 
 def _overlap(seen: _Seen, rows: Sequence[Record], test: Sequence[Record]) -> Finding | None:
     if not test:
         return None
-    asked = np.array([_digest(row.prompt.turns) for row in test], dtype=np.uint64)
+    asked = marked(test)["same"]
     known, first = np.unique(seen.prompt, return_index=True)
     near = np.minimum(np.searchsorted(known, asked), max(0, len(known) - 1))
     shared = np.flatnonzero(known[near] == asked) if len(known) else near[:0]
     if not len(shared):
         return None
-    pairs = [(test[at].origin, origin_of(rows, int(first[near[at]]))) for at in shared[:SHOWN].tolist()]
+    pairs = [(origin_of(test, at), origin_of(rows, int(first[near[at]]))) for at in shared[:SHOWN].tolist()]
     where = ", ".join(f"{ours} = {theirs}" for ours, theirs in pairs) + (", …" if len(shared) > SHOWN else "")
     message = f"{len(shared):,} of {len(test):,} test prompts are in the training rows too: {where}"
     return Finding("overlap", message, len(shared), tuple(place for pair in pairs for place in pair))
@@ -155,26 +128,21 @@ def _strangers(seen: _Seen, rows: Sequence[Record]) -> Places:
     Rows are alike that share task and script of the prompt: a task that translates into Chinese is no slip. Nor is an
     answer that is a name out of the prompt, or a sentence full of foreign names: it has words of the usual script.
     """
-    likes, scripts = list(seen.likes), list(seen.scripts)
-    same = np.zeros((len(likes), len(scripts)), dtype=np.int64)
+    same = np.zeros((len(seen.at_home), len(SCRIPTS)), dtype=np.int64)
     np.add.at(same, (seen.like, seen.script), 1)
     same[:, 0] = 0  # answers of no script are neither usual nor strange
-    usual = [scripts[number] for number in same.argmax(axis=1)]
+    usual = [SCRIPTS[number] for number in same.argmax(axis=1)]
     rare = same[seen.like, seen.script] < MINORITY * same.sum(axis=1)[seen.like]
-    at_home = np.array([seen.scripts.get(script, -1) for _, script in likes])[seen.like]
-    found = Places()
+    at_home = seen.at_home[seen.like]
+    found = []
     for place in np.flatnonzero(rare & (seen.script > 0) & (seen.script != at_home)).tolist():
         row = rows[place]
-        content, script = row.last_user.content, scripts[seen.script[place]]
+        content, script = row.last_user.content, SCRIPTS[seen.script[place]]
         if (
             scripts_in(content).get(str(script), 0) < MINORITY
             and scripts_in(row.answer).get(str(usual[seen.like[place]]), 0) < MINORITY
             and normalise(row.answer) not in normalise(content)
         ):
-            found.add(row.origin)
-    return found
+            found.append(place)
+    return Places.of(rows, np.array(found))
 
-
-def _digest(turns: Iterable[Turn]) -> int:
-    # A system message belongs to the prompt: the same question under another one may have another answer.
-    return hashed("\0".join(f"{turn.role}\0{normalise(turn.text)}\0{normalise(turn.input)}" for turn in turns))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .language import script_number
 from .records import Origin, Record, Turn
 
 if TYPE_CHECKING:
@@ -33,8 +35,35 @@ class Facts(NamedTuple):
     answers: int
 
 
+class Marks(NamedTuple):
+    """What `consistency` looks at. same, said: hashes of prompt and answer, case and spacing aside.
+    scripts: numbers of the scripts of prompt and answer in `language.SCRIPTS`, 16 times the first and the second.
+    odd: bits `COPIED`, `LONG` and `WORDLESS`."""
+
+    same: int
+    said: int
+    scripts: int
+    odd: int
+
+
+COPIED, LONG, WORDLESS = 1, 2, 4
+MANY = 20_000  # characters of one turn that is long
+
+
 def facts(record: Record) -> Facts:
     """The facts of one record."""
+    turns = record.turns
+    last = turns[-1] if turns and turns[-1].role == "assistant" and turns[-1].text else None
+    prompt, key = keys(record)
+    answers = 0
+    for turn in turns:
+        answers += turn.supervised and turn.role == "assistant"
+    wording = hashed(wording_key(record)) if record.group else _told(_asked(record).text).wording
+    return Facts(key, prompt, wording, hashed(last.text if last else ""), min(answers, 65535))
+
+
+def keys(record: Record) -> tuple[int, int]:
+    """`Record.prompt_key` and `Record.key` as numbers."""
     turns = record.turns
     last = turns[-1] if turns and turns[-1].role == "assistant" and turns[-1].text else None
     digest = hashlib.sha256(b"".join([_spelled(turn) for turn in (turns[:-1] if last else turns)]))
@@ -42,10 +71,43 @@ def facts(record: Record) -> Facts:
     if last:
         digest.update(_spelled(last))
         key = int.from_bytes(digest.digest()[:8], "big")
-    answers = 0
+    return prompt, key
+
+
+def marks(record: Record) -> Marks:
+    """The marks of one record."""
+    turns, answer, asked = record.turns, record.answer, _asked(record)
+    told, said = _told(asked.text), normalise(answer)
+    source = normalise(asked.input) if asked.input else told.normal
+    alone = len(turns) - bool(answer) == 1
+    # A system message belongs to the prompt: the same question under another one may have another answer.
+    same = f"user\0{told.normal}\0{source if asked.input else ''}" if alone else _whole(turns[:-1] if answer else turns)
+    plain = asked.input.isascii() and told.plain is not None
+    script = (told.plain or script_number(asked.input)) if plain else script_number(asked.content)
+    # An answer that repeats the input (the instruction where there is none), whole or nine tenths of it.
+    odd = COPIED if said and len(said) >= 0.9 * len(source) and said in source else 0
     for turn in turns:
-        answers += turn.supervised and turn.role == "assistant"
-    return Facts(key, prompt, _wording(record), hashed(last.text if last else ""), min(answers, 65535))
+        if len(turn.text) > MANY or len(turn.input) > MANY:
+            odd |= LONG
+    if answer and not answer[0].isalnum() and not any(map(str.isalnum, answer[:1000])):
+        odd |= WORDLESS
+    return Marks(hashed(same), hashed(said), 16 * script + script_number(answer), odd)
+
+
+def normalise(text: str) -> str:
+    """Case and spacing aside."""
+    return " ".join(text.split()).casefold()
+
+
+def _whole(turns: Sequence[Turn]) -> str:
+    return "\0".join([f"{turn.role}\0{normalise(turn.text)}\0{normalise(turn.input)}" for turn in turns])
+
+
+def _asked(record: Record) -> Turn:
+    """`Record.last_user`, which of most rows is the last turn but one."""
+    turns = record.turns
+    near = turns[-2] if len(turns) > 1 else turns[-1]
+    return near if near.role == "user" and turns[-1].role == "assistant" else record.last_user
 
 
 def _spelled(turn: Turn) -> bytes:
@@ -53,25 +115,24 @@ def _spelled(turn: Turn) -> bytes:
     role, text, more = turn.role.encode(), turn.text.encode("utf-8", "surrogatepass"), b""
     if turn.input:
         more = turn.input.encode("utf-8", "surrogatepass")
-    sizes = _SIZES(len(role)), _SIZES(len(text)), _SIZES(len(more))
-    return sizes[0] + role + sizes[1] + text + sizes[2] + more
+    return b"".join((_SIZES(len(role)), role, _SIZES(len(text)), text, _SIZES(len(more)), more))
+
+
+class _Told(NamedTuple):
+    """Of an instruction: hash of its wording, itself without case and spacing, its script's number if it is ASCII."""
+
+    wording: int
+    normal: str
+    plain: int | None
+
+
+@lru_cache(4096)  # many rows share theirs
+def _told(text: str) -> _Told:
+    normal = normalise(text)
+    return _Told(hashed(normal), normal, script_number(text) if text.isascii() else None)
 
 
 _SIZES = struct.Struct("<Q").pack
-_WORDINGS: dict[str, int] = {}  # of instructions that many rows share
-
-
-def _wording(record: Record) -> int:
-    """`hashed(wording_key(record))`, looked up where the text was met lately."""
-    text = record.group or record.last_user.text
-    found = _WORDINGS.get(text) if not record.group else None
-    if found is None:
-        found = hashed(wording_key(record))
-        if not record.group:
-            if len(_WORDINGS) > 4096:
-                _WORDINGS.clear()
-            _WORDINGS[text] = found
-    return found
 
 
 def hashed(text: str) -> int:
@@ -82,7 +143,7 @@ def hashed(text: str) -> int:
 
 def wording_key(record: Record) -> str:
     """Rows with equal keys are one wording: the row's group, else its instruction, case and spacing aside."""
-    return record.group or " ".join(record.instruction.split()).casefold()
+    return record.group or normalise(record.instruction)
 
 
 def column(records: Sequence[Record], name: str) -> NDArray[Any]:
@@ -93,6 +154,14 @@ def column(records: Sequence[Record], name: str) -> NDArray[Any]:
         return np.fromiter((hashed(wording_key(record)) for record in records), np.uint64, len(records))
     place = Facts._fields.index(name)
     return np.fromiter((facts(record)[place] for record in records), np.uint64, len(records))
+
+
+def marked(records: Sequence[Record]) -> dict[str, NDArray[Any]]:
+    """All numbers of `Marks`, of each record."""
+    if stored := on_disk(records):
+        return {name: stored.column(name) for name in Marks._fields}
+    table = np.array([marks(record) for record in records], dtype=np.uint64).reshape(-1, len(Marks._fields))
+    return dict(zip(Marks._fields, table.T, strict=True))
 
 
 def tasks(records: Sequence[Record]) -> tuple[NDArray[Any], list[str]]:

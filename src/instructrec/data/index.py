@@ -1,8 +1,8 @@
 """Rows that stay on disk: where each row of a large file begins, and numbers that say what must be known of all rows.
 
 A million records as objects take a gigabyte and more. Here a row is a place in its file, read again when it is asked
-for, and ten numbers that are mapped from disk: its place, hashes (of the row, its prompt, its wording, its answer), its
-task, and how many answers it has. `Stored` is a sequence of records like any other.
+for, and some numbers that are mapped from disk: its place, hashes (of the row, its prompt, its wording, its answer), its
+task, how many answers it has, and what `consistency` looks at. `Stored` is a sequence of records like any other.
 
 N rows of a file.
 """
@@ -25,16 +25,17 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import cache_dir, read_json, write_json
-from .facts import Facts, facts
+from .facts import Facts, facts, keys, marks
 from .parsing import Parser
 from .records import Origin, Record
 from .turns import RowError
 
-FORMAT = 1
+FORMAT = 2
 LARGE = 64 << 20  # bytes of a file from which its rows stay on disk
 COLUMNS = {
     "start": "int64", "size": "uint32", "line": "int64", "item": "int64", "key": "uint64", "prompt": "uint64",
     "wording": "uint64", "answer": "uint64", "task": "int32", "answers": "uint16",
+    "same": "uint64", "said": "uint64", "scripts": "uint8", "odd": "uint8",
 }  # fmt: skip
 _KEPT = 1 << 13  # rows whose numbers wait in memory before they are written
 _AHEAD = 1 << 20  # bytes read at once where rows are read in order
@@ -105,7 +106,7 @@ class Index:
             record = self.parser.record(raw, origin)
         except RowError:
             record = None
-        if record is None or facts(record).key != int(self.columns["key"][number]):
+        if record is None or keys(record)[1] != int(self.columns["key"][number]):
             raise InputError(f"{origin}: the file was changed while it was used (want it left alone, or a copy)")
         return record
 
@@ -208,7 +209,6 @@ class Writer:
 
     def add(self, record: Record, raw: Any, start: int) -> None:
         """One row more. raw: its bytes, or its values where the file has none.  start: of the bytes in the file."""
-        own = facts(record)
         if self.bytes is not None:
             # Bytes that are no text (a picture inside Parquet) are not what rows are learned from.
             values = raw if isinstance(raw, bytes) else json.dumps(raw, ensure_ascii=False, default=lambda _: None)
@@ -218,9 +218,9 @@ class Writer:
         origin = record.origin
         item = -1 if origin.item is None else origin.item
         task = -1 if record.task is None else self.tasks.setdefault(record.task, len(self.tasks))
-        key, prompt, wording, answer, answers = own
-        # In the order of COLUMNS.
-        self.waiting.append((start, len(raw), origin.line, item, key, prompt, wording, answer, task, answers))
+        key, prompt, wording, answer, answers = facts(record)
+        own = start, len(raw), origin.line, item, key, prompt, wording, answer, task, answers
+        self.waiting.append(own + marks(record))  # in the order of COLUMNS
         if len(self.waiting) >= _KEPT:
             self._flush()
 

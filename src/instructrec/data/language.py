@@ -21,7 +21,9 @@ _RANGES = {
     "Kana": r"\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f",
     "Han": r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f",
 }
+SCRIPTS = (None, *_RANGES)  # `script_number` counts in it
 _LETTERS = {script: re.compile(f"[{ranges}]") for script, ranges in _RANGES.items()}
+_LATIN = _LETTERS["Latin"].search
 _ANY = re.compile(f"[{''.join(_RANGES.values())}]")
 # One of these letters holds about as much as three of an alphabet: "请用WhatsApp联系" is Chinese.
 _WEIGHT = {"Han": 3, "Kana": 3, "Hangul": 3}
@@ -51,3 +53,10 @@ def script_of(text: str) -> str | None:
     """The script of most letters, or None where there are no letters."""
     shares = scripts_in(text)
     return max(shares, key=lambda script: shares[script]) if shares else None
+
+
+def script_number(text: str) -> int:
+    """The place of `script_of(text)` in `SCRIPTS`: 0 where there are no letters."""
+    if text.isascii():
+        return 1 if _LATIN(text[:SAMPLE]) else 0
+    return SCRIPTS.index(script_of(text))
