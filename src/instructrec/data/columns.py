@@ -255,6 +255,15 @@ class Columns:
         columns.roles = dict(known["roles"])
         return columns
 
+    def met_in_rows(self) -> dict[str, Any]:
+        """What was met in rows, as plain values; `meet` adds it to that of other rows."""
+        return {"met": dict(self.met), "columns": list(self._seen)}
+
+    def meet(self, told: Mapping[str, Any]) -> None:
+        """What `met_in_rows` said of rows that come after those of these columns."""
+        self.met.update(told["met"])
+        self._seen.update(dict.fromkeys(told["columns"]))
+
     def unseen(self) -> str:
         """What is wrong with the mapping when a column the user named is in no row at all, else ''."""
         for role, column in self.given.items():

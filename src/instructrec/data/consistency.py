@@ -145,4 +145,3 @@ def _strangers(seen: _Seen, rows: Sequence[Record]) -> Places:
         ):
             found.append(place)
     return Places.of(rows, np.array(found))
-

@@ -1,8 +1,8 @@
 """Rows that stay on disk: where each row of a large file begins, and numbers that say what must be known of all rows.
 
 A million records as objects take a gigabyte and more. Here a row is a place in its file, read again when it is asked
-for, and some numbers that are mapped from disk: its place, hashes (of the row, its prompt, its wording, its answer), its
-task, how many answers it has, and what `consistency` looks at. `Stored` is a sequence of records like any other.
+for, and some numbers that are mapped from disk: its place, hashes (of the row, its prompt, its wording, its answer),
+its task, how many answers it has, and what `consistency` looks at. `Stored` is a sequence of records like any other.
 
 N rows of a file.
 """
@@ -229,6 +229,25 @@ class Writer:
             self.files[name].write(np.array(numbers, dtype=kind).tobytes())
         self.rows += len(self.waiting)
         self.waiting = []
+
+    def close(self, **told: Any) -> None:
+        """Leave the rows of a part of a file, and what is told of them, for `join`."""
+        self._flush()
+        self._close()
+        write_json(self.folder / "part.json", {"rows": self.rows, "tasks": list(self.tasks), **told})
+
+    def join(self, part: Writer) -> dict[str, Any]:
+        """Put the rows of a part behind those that are here; what was told of it."""
+        self._flush()
+        told = read_json(part.folder / "part.json")
+        own = [self.tasks.setdefault(name, len(self.tasks)) for name in told["tasks"]]
+        numbers = np.fromfile(part.folder / "task", dtype=COLUMNS["task"])
+        np.array([*own, -1], dtype=COLUMNS["task"])[numbers].tofile(part.folder / "task")
+        for name, file in self.files.items():
+            with open(part.folder / name, "rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+        self.rows += int(told["rows"])
+        return dict(told)
 
     def finish(self, home: Path, known: Mapping[str, Any], name: str, path: str) -> Index:
         """Put what was written in its place. An index of before is replaced."""

@@ -34,7 +34,8 @@ def parquet_rows(handle: BinaryIO) -> Iterator[Piece]:
                 for place in range(batch.num_rows):
                     yield _row(batch, place, number, group, names, left)
                     number += 1
-    except (pyarrow.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:  # the last: names
+    # The last one: pyarrow decodes names, and a damaged schema may have any bytes there.
+    except (pyarrow.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise
         reason = (str(error).splitlines() or [""])[0].rstrip(".")

@@ -56,9 +56,8 @@ class Hashed(io.RawIOBase):
         return int(count)
 
 
-def lines(handle: BinaryIO) -> Iterator[Piece]:
-    """Each line of a TSV or JSONL file."""
-    number = start = 0
+def lines(handle: BinaryIO, number: int = 0, start: int = 0) -> Iterator[Piece]:
+    """Each line of a TSV or JSONL file. number, start: lines and bytes of the file that are before the handle's."""
     while raw := handle.readline(MAX_LINE + 1):
         number += 1
         length, fault = len(raw), ""

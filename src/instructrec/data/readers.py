@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import SHOWN, DataError, EnvironmentFault, InputError, Problem, did_you_mean
 from ..files import cache_dir, disk_faults, write_text
+from ..forked import processes, side_by_side
 from . import jsonl, pieces
 from .columns import Columns, check_columns
 from .index import Index, Stored, Writer, current, home_of, large, stamp
 from .parsing import Parser, decoded
 from .pieces import Broken, Piece
 from .places import check_path, files_of, size_of
+from .ranges import WORTH, ranges
 from .records import Origin, Record, Rows, merge
 from .streams import FORMATS, Stream
 from .tables import table_of
@@ -165,6 +169,23 @@ class _Account:
         """What an index keeps of it."""
         return {name: getattr(self, name) for name in _TOLD}
 
+    def part(self) -> dict[str, Any]:
+        """What is to be said of one range of a file, for `absorb`."""
+        problems = [[one.line, one.field, one.reason] for one in self.problems]
+        return {"rejected": self.rejected, "blank": self.blank, "refused": self.refused, "problems": problems}
+
+    def absorb(self, other: _Account, parser: Parser) -> None:
+        """The rows and the account of the range that comes next."""
+        assert self.writer and other.writer
+        told = self.writer.join(other.writer)
+        account = told["account"]
+        self.used += told["used"]
+        self.rejected += account["rejected"]
+        self.blank += account["blank"]
+        self.refused += account["refused"]
+        self.problems += [Problem(self.name, *one) for one in account["problems"]][: SHOWN - len(self.problems)]
+        parser.columns.meet(told["met"])
+
     def restore(self, index: Index) -> None:
         """As it was when the index was made."""
         self.index, self.used = index, len(index)
@@ -290,9 +311,9 @@ def _read_file(path: str, account: _Account, how: How) -> Parser | None:
             stream = Stream(path, handle, how.format)
             if account.writer and (stream.packing or stream.format == "parquet"):
                 account.writer.spool()
+            apart = account.writer and stream.lines and before.st_size >= WORTH and processes() > 1
             with _no_garbage_collection():
-                parser = _read_pieces(stream, account, how)
-            account.digest = stream.digest()
+                parser = (_read_apart if apart else _read_whole)(stream, account, how)
             after = os.fstat(handle.fileno())
     except Broken as error:
         raise account.fail(error.reason, error.line) from None
@@ -315,11 +336,62 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_pieces(stream: Stream, account: _Account, how: How) -> Parser | None:
-    """All rows of a file; the first one that is not blank decides what the columns of a table are."""
-    parser: Parser | None = None
+def _read_whole(stream: Stream, account: _Account, how: How) -> Parser | None:
+    """All rows, one after the other."""
+    parser = _read_pieces(stream.pieces(), stream, account, how)
+    account.digest = stream.digest()
+    if parser is not None:
+        _say_columns(parser, account)
+    return parser
+
+
+def _read_apart(stream: Stream, account: _Account, how: How) -> Parser | None:
+    """The same by several processes, each its range of lines, once the first lines have decided what columns are."""
+    digest, descriptor = hashlib.sha256(), stream.descriptor
+    first, *others = ranges(descriptor, os.fstat(descriptor).st_size, processes(), digest)
+    account.digest = digest.hexdigest()
+    parser = _read_pieces(first.pieces(descriptor), stream, account, how)
+    while parser is None or not account.used:  # nothing is decided yet
+        if not others:
+            break
+        parser = _read_pieces(others.pop(0).pieces(descriptor), stream, account, how, parser)
+    if parser is None:
+        return None
+    assert account.writer
+    parts = [_Account(account.name, skip=how.skip) for _ in others]
+    try:
+        for part in parts:
+            part.writer = Writer()
+        works = [
+            partial(_read_part, part, where.pieces(descriptor), stream, how, parser)
+            for part, where in zip(parts, others, strict=True)
+        ]
+        if works:
+            side_by_side(f"{account.name}: reading rows", account.writer.folder, works)
+        for part in parts:
+            account.absorb(part, parser)
+    finally:
+        for part in parts:
+            if part.writer:
+                part.writer.drop()
+    _say_columns(parser, account)
+    return parser
+
+
+def _read_part(account: _Account, part: Iterator[Piece], stream: Stream, how: How, parser: Parser) -> None:
+    """One range, whose rows and account stay in its writer's folder."""
+    assert account.writer
+    own = Parser.from_json(parser.to_json())
+    _read_pieces(part, stream, account, how, own)
+    account.writer.close(used=account.used, account=account.part(), met=own.columns.met_in_rows())
+
+
+def _read_pieces(
+    pieces: Iterator[Piece], stream: Stream, account: _Account, how: How, parser: Parser | None = None
+) -> Parser | None:
+    """Rows of a file; the first one that is not blank decides what the columns of a table are."""
     name, keep, in_array, item = account.name, account.keep, stream.format == "json", -1
-    for piece in stream.pieces():
+    for piece in pieces:
         number, start, raw, fault = piece
         if not fault and isinstance(raw, bytes) and (not raw or raw.isspace()):
             account.blank += 1
@@ -335,10 +407,12 @@ def _read_pieces(stream: Stream, account: _Account, how: How) -> Parser | None:
             keep(parser.record(raw, Origin(name, number, item if in_array else None)), raw, start)
         except RowError as error:
             account.reject(number, error, raw, item if in_array else None)
-    if parser is not None:
-        table = "first line read as header" if account.header else "no header line"
-        _say(account, parser.columns, table if parser.table else f"read as {parser.columns.shape}")
     return parser
+
+
+def _say_columns(parser: Parser, account: _Account) -> None:
+    table = "first line read as header" if account.header else "no header line"
+    _say(account, parser.columns, table if parser.table else f"read as {parser.columns.shape}")
 
 
 def _parser(stream: Stream, first: Piece, account: _Account, how: How) -> Parser:

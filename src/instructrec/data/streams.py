@@ -65,6 +65,16 @@ class Stream:
             return parquet_rows(self._raw)
         return lines(self._stream)
 
+    @property
+    def lines(self) -> bool:
+        """Whether each line of the file is a row, so that reading may begin at any line."""
+        return not self.packing and self.format in ("jsonl", "tsv")
+
+    @property
+    def descriptor(self) -> int:
+        """Of the file itself."""
+        return int(self._raw.fileno())
+
     def digest(self) -> str:
         """Hex sha256 of the file's own bytes."""
         if self.format == "parquet":  # was read here and there: now from front to back

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,8 +25,9 @@ from numpy.typing import NDArray
 
 from ..data.index import Stored
 from ..data.records import Record
-from ..errors import EnvironmentFault, Problem
+from ..errors import Problem
 from ..files import disk_faults, read_json, write_json
+from ..forked import processes, side_by_side
 from .template import Rendered
 
 FORMAT = 1
@@ -159,11 +161,14 @@ def shelf_of(
 def _fill(home: Path, records: Stored, kind: str, fate: Callable[[Record], Fate], done: Callable[[int], None]) -> None:
     folder = Path(tempfile.mkdtemp(prefix=".new.", dir=home.parent))
     try:
-        count = len(os.sched_getaffinity(0)) if sys.platform == "linux" and len(records) >= FEW else 1
+        count = processes() if len(records) >= FEW else 1
         cuts = np.linspace(0, len(records), count + 1).astype(int).tolist()
-        ranges = list(zip(cuts, cuts[1:], strict=False))
-        _side_by_side(folder, [(records, span, kind, fate) for span in ranges], done)
-        problems = _together(folder, len(ranges))
+        works = [(records, span, kind, fate) for span in zip(cuts, cuts[1:], strict=False)]
+        # The first part tells how far all are.
+        tell = [lambda rows: done(rows * count), *[lambda _: None] * (count - 1)]
+        parts = [partial(_part, folder, *part) for part in zip(range(count), works, tell, strict=True)]
+        side_by_side("rendering rows", folder, parts)
+        problems = _together(folder, count)
         write_json(folder / "shelf.json", {"rows": len(records), "problems": problems})
         try:
             os.rename(folder, home)
@@ -174,41 +179,7 @@ def _fill(home: Path, records: Stored, kind: str, fate: Callable[[Record], Fate]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _side_by_side(
-    folder: Path,
-    works: Sequence[Work],
-    done: Callable[[int], None],
-) -> None:
-    """Each part in a process of its own, the first in this one; they leave files, nothing passes between them."""
-    children = []
-    for number, work in enumerate(works[1:], 1):
-        sys.stdout.flush(), sys.stderr.flush()
-        child = os.fork()
-        if child == 0:
-            try:
-                _part(folder, number, work, lambda _: None)
-                os._exit(0)
-            except BaseException as error:  # noqa: BLE001  told by the file, since nothing may be raised past a fork
-                (folder / f"error-{number}").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-                os._exit(1)
-        children.append(child)
-    try:
-        _part(folder, 0, works[0], lambda count: done(count * len(works)))
-    finally:
-        states = [os.waitpid(child, 0)[1] for child in children]
-    for number, state in enumerate(states, 1):
-        if state:
-            told = folder / f"error-{number}"
-            reason = told.read_text(encoding="utf-8") if told.exists() else "it was killed"
-            raise EnvironmentFault(f"rendering rows: a process ended early ({reason})")
-
-
-def _part(
-    folder: Path,
-    number: int,
-    work: Work,
-    done: Callable[[int], None],
-) -> None:
+def _part(folder: Path, number: int, work: Work, done: Callable[[int], None]) -> None:
     """Rows of the records from `span[0]` to before `span[1]`, in files that end in `-number`."""
     records, span, kind, fate = work
     names = (*PARTS, "ids", "flags", "flag_rows")
