@@ -4,7 +4,7 @@
     python bench/scale.py --rows 20000          # to try it
     python bench/scale.py --render              # also tokenise all rows, by all cores, and time a first step
 
-Each measure is a process of its own; memory is what it holds beside mapped files (RssAnon) above what it held after its
+Each measure is a process of its own (reading uses one more for each core); memory is what it holds beside mapped files (RssAnon) above what it held after its
 imports. Plain reading is `json.loads` of every line in the same call.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -98,12 +99,18 @@ def order(path: str) -> int:
     return len(plan_steps(lengths, Plan(epochs=3, batch_tokens=512, learning_rate=1.0)))
 
 
-def first_step(path: str) -> int:
-    """From a current index and rendered rows to the end of one step of a tiny model's tuning, model loading and all."""
+def first_step(path: str) -> float:
+    """Seconds from the call of `tune` to the end of its first step: the model is loaded, rows are parted and dealt."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
     from instructrec import tune
 
-    tune(path, out=str(Path(path).parent / f"run-{time.time():.0f}"), max_steps=1, eval_rows=8, offline=True)
-    return 1
+    ended: list[float] = []
+    register_optimizer_step_post_hook(lambda *_: ended.append(time.perf_counter()))
+    started = time.perf_counter()
+    out = str(Path(path).parent / f"run-{time.time():.0f}")
+    tune(path, out=out, max_steps=1, batch_rows=4, eval_rows=8, epochs=3, offline=True, model=os.environ["MODEL"])
+    return round(ended[0] - started, 2)
 
 
 STEPS: dict[str, Callable[[str], Any]] = {
@@ -117,7 +124,14 @@ def child(name: str, path: str) -> None:
     import threading
 
     import instructrec.data.consistency
-    import instructrec.training.loop  # noqa: F401
+    import instructrec.training.loop
+
+    if name in ("render", "first_step"):
+        import accelerate  # noqa: F401
+        import peft  # noqa: F401
+        import transformers.models.llama.modeling_llama  # noqa: F401
+
+        import instructrec.recipes.tune  # noqa: F401
 
     before, peak, done = anonymous(), [0], threading.Event()
 
@@ -125,15 +139,17 @@ def child(name: str, path: str) -> None:
         while not done.wait(0.05):
             peak[0] = max(peak[0], anonymous() - before)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    started = time.perf_counter()
+    started, already = time.perf_counter(), sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     said = STEPS[name](path)
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
     peak[0] = max(peak[0], anonymous() - before)
-    print(json.dumps({"seconds": round(seconds, 2), "memory_mb": round(peak[0] / 1e6), "said": said}))
+    used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) - already
+    times = {"seconds": round(seconds, 2), "processor_seconds": round(used, 2)}
+    print(json.dumps(times | {"memory_mb": round(peak[0] / 1e6), "said": said}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from instructrec.environment import commit_of_source
     from instructrec.files import write_json
+    from instructrec.models.embedded import fetch
 
     given.build.mkdir(parents=True, exist_ok=True)
     path = given.build / f"rows-{given.rows}.jsonl"
@@ -158,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = path.stat().st_size
     cache = given.build / "cache"
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "INSTRUCTREC_LARGE_FILE": str(min(size, 64 << 20))}
+    if given.render:
+        env["MODEL"] = str(fetch("smollm2-135m"))
     commit, dirty = commit_of_source()
     result: dict[str, Any] = {"rows": given.rows, "bytes": size, "commit": commit, "dirty": dirty, "steps": {}}
     result["command"] = f"python bench/scale.py --rows {given.rows}" + " --render" * given.render
