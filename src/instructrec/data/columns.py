@@ -16,6 +16,7 @@ from .records import Media, Origin, Record, Turn
 from .turns import TALKS, RowError, history, messages, nonempty, shown, tools_in, wrong_type
 
 MEDIA = ("image", "audio", "video")
+_MEDIA = frozenset(MEDIA)
 ROLES = ("instruction", "input", "answer", "system", "history", "task", "group", "alternatives", "messages", *MEDIA)
 # Names that are guessed, the surest first. `input` and `text` are instructions only where nothing better is there.
 INSTRUCTION = ("instruction", "prompt", "query", "question", "指令", "问题", "input", "输入", "text")
@@ -114,13 +115,13 @@ class Columns:
                 self.met["tools"] += 1
         else:
             turns = self._turns(row, present, system)
-        metadata = {key: row[key] for key in extras}
+        metadata = {key: row[key] for key in extras} if extras else {}
         return Record(
             turns,
             _name(row, present["task"]) if "task" in present else None,
             _name(row, present["group"]) if "group" in present else None,
             _alternatives(row, present["alternatives"]) if "alternatives" in present else (),
-            self._media(row, present, metadata) if present.keys() & MEDIA else (),
+            self._media(row, present, metadata) if not _MEDIA.isdisjoint(present) else (),
             origin,
             metadata,
         )
@@ -148,6 +149,8 @@ class Columns:
             text = nonempty(present["instruction"], row[present["instruction"]])
             user = Turn("user", text, input=_optional(row, present.get("input")))
         answer = Turn("assistant", self._answer(present["answer"], row[present["answer"]]), supervised=True)
+        if not system and "history" not in present:
+            return user, answer
         earlier = history(row, present["history"]) if "history" in present else []
         return (*([Turn("system", system)] if system else []), *earlier, user, answer)
 

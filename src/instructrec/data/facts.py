@@ -6,10 +6,10 @@ N rows.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .index import Stored
 
 Numbers = NDArray[np.uint64]
+from_bytes = int.from_bytes
 
 
 class Facts(NamedTuple):
@@ -52,46 +53,53 @@ MANY = 20_000  # characters of one turn that is long
 
 def facts(record: Record) -> Facts:
     """The facts of one record."""
-    turns = record.turns
-    last = turns[-1] if turns and turns[-1].role == "assistant" and turns[-1].text else None
+    last = record.turns[-1] if record.turns else None
+    answer = last.text if last and last.role == "assistant" else ""
     prompt, key = keys(record)
     answers = 0
-    for turn in turns:
+    for turn in record.turns:
         answers += turn.supervised and turn.role == "assistant"
     wording = hashed(wording_key(record)) if record.group else _told(_asked(record).text).wording
-    return Facts(key, prompt, wording, hashed(last.text if last else ""), min(answers, 65535))
+    return Facts(key, prompt, wording, hashed(answer), min(answers, 65535))
 
 
 def keys(record: Record) -> tuple[int, int]:
     """`Record.prompt_key` and `Record.key` as numbers."""
     turns = record.turns
     last = turns[-1] if turns and turns[-1].role == "assistant" and turns[-1].text else None
-    digest = hashlib.sha256(b"".join([_spelled(turn) for turn in (turns[:-1] if last else turns)]))
-    prompt = key = int.from_bytes(digest.digest()[:8], "big")
+    digest = sha256(b"".join([_spelled(turn) for turn in (turns[:-1] if last else turns)]))
+    prompt = key = from_bytes(digest.digest()[:8], "big")
     if last:
         digest.update(_spelled(last))
-        key = int.from_bytes(digest.digest()[:8], "big")
+        key = from_bytes(digest.digest()[:8], "big")
     return prompt, key
 
 
-def marks(record: Record) -> Marks:
-    """The marks of one record."""
-    turns, answer, asked = record.turns, record.answer, _asked(record)
+def marks(record: Record, known: int | None = None) -> Marks:
+    """The marks of one record. known: `Facts.answer`, where that is known."""
+    turns, asked = record.turns, _asked(record)
+    last = turns[-1]
+    answer, more = last.text if last.role == "assistant" else "", asked.input
     told, said = _told(asked.text), normalise(answer)
-    source = normalise(asked.input) if asked.input else told.normal
-    alone = len(turns) - bool(answer) == 1
+    source = normalise(more) if more else ""
     # A system message belongs to the prompt: the same question under another one may have another answer.
-    same = f"user\0{told.normal}\0{source if asked.input else ''}" if alone else _whole(turns[:-1] if answer else turns)
-    plain = asked.input.isascii() and told.plain is not None
-    script = (told.plain or script_number(asked.input)) if plain else script_number(asked.content)
+    alone = len(turns) == (2 if answer else 1)
+    same = f"user\0{told.normal}\0{source}" if alone else _whole(turns[:-1] if answer else turns)
+    if told.plain is not None and more.isascii():
+        script = told.plain or script_number(more)
+    else:
+        script = script_number(asked.content)
     # An answer that repeats the input (the instruction where there is none), whole or nine tenths of it.
+    if not more:
+        source = told.normal
     odd = COPIED if said and len(said) >= 0.9 * len(source) and said in source else 0
     for turn in turns:
         if len(turn.text) > MANY or len(turn.input) > MANY:
             odd |= LONG
     if answer and not answer[0].isalnum() and not any(map(str.isalnum, answer[:1000])):
         odd |= WORDLESS
-    return Marks(hashed(same), hashed(said), 16 * script + script_number(answer), odd)
+    kept = known if known is not None and said == answer else hashed(said)
+    return Marks(hashed(same), kept, 16 * script + script_number(answer), odd)
 
 
 def normalise(text: str) -> str:
@@ -112,10 +120,11 @@ def _asked(record: Record) -> Turn:
 
 def _spelled(turn: Turn) -> bytes:
     """As `records._key` spells it: lengths before texts."""
-    role, text, more = turn.role.encode(), turn.text.encode("utf-8", "surrogatepass"), b""
-    if turn.input:
-        more = turn.input.encode("utf-8", "surrogatepass")
-    return b"".join((_SIZES(len(role)), role, _SIZES(len(text)), text, _SIZES(len(more)), more))
+    role, text = turn.role.encode(), turn.text.encode("utf-8", "surrogatepass")
+    if not turn.input:
+        return b"%b%b%b%b%b" % (_size(len(role)), role, _size(len(text)), text, _NOTHING)
+    more = turn.input.encode("utf-8", "surrogatepass")
+    return b"%b%b%b%b%b%b" % (_size(len(role)), role, _size(len(text)), text, _size(len(more)), more)
 
 
 class _Told(NamedTuple):
@@ -132,13 +141,13 @@ def _told(text: str) -> _Told:
     return _Told(hashed(normal), normal, script_number(text) if text.isascii() else None)
 
 
-_SIZES = struct.Struct("<Q").pack
+_size = struct.Struct("<Q").pack
+_NOTHING = _size(0)
 
 
 def hashed(text: str) -> int:
     """64 bits of blake2b: of five million texts, two different ones are alike with a chance of one in a million."""
-    raw = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(raw, "big")
+    return from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def wording_key(record: Record) -> str:

@@ -220,7 +220,7 @@ class Writer:
         task = -1 if record.task is None else self.tasks.setdefault(record.task, len(self.tasks))
         key, prompt, wording, answer, answers = facts(record)
         own = start, len(raw), origin.line, item, key, prompt, wording, answer, task, answers
-        self.waiting.append(own + marks(record))  # in the order of COLUMNS
+        self.waiting.append(own + marks(record, answer))  # in the order of COLUMNS
         if len(self.waiting) >= _KEPT:
             self._flush()
 
