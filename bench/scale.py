@@ -4,8 +4,8 @@
     python bench/scale.py --rows 20000          # to try it
     python bench/scale.py --render              # also tokenise all rows, by all cores, and time a first step
 
-Each measure is a process of its own (reading uses one more for each core); memory is what it holds beside mapped files (RssAnon) above what it held after its
-imports. Plain reading is `json.loads` of every line in the same call.
+Each measure is a process of its own (reading and rendering use one for each core); memory is what it holds beside
+mapped files (RssAnon) above what it held after its imports. Plain reading is `json.loads` of every line in the same call.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -181,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {"rows": given.rows, "bytes": size, "commit": commit, "dirty": dirty, "steps": {}}
     result["command"] = f"python bench/scale.py --rows {given.rows}" + " --render" * given.render
     for name in [name for name in STEPS if given.render or name not in ("render", "first_step")]:
+        if name == "index":
+            shutil.rmtree(cache, ignore_errors=True)
         command = [sys.executable, str(Path(__file__)), "--child", name, str(path)]
         ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if ran.returncode:
