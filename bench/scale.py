@@ -5,7 +5,8 @@
     python bench/scale.py --render              # also tokenise all rows, by all cores, and time a first step
 
 Each measure is a process of its own (reading and rendering use one for each core); memory is what it holds beside
-mapped files (RssAnon) above what it held after its imports. Plain reading is `json.loads` of every line in the same call.
+mapped files (RssAnon) above what it held after its imports. Plain reading is `json.loads` of every line in the same
+call.
 """
 
 from __future__ import annotations
