@@ -173,8 +173,18 @@ def _robustness(
 ) -> dict[str, Any]:
     """The first suite again, damaged."""
     texts = {arm: found.texts for arm, found in measured.answered.items()}
-    labels, clusters = closed_set(bench, suite.records), measured.entry["clusters"]
-    clean = Clean(suite.name, suite.records, texts, budget, labels, measured.primary, clusters)
+    clean = Clean(
+        suite=suite.name,
+        records=suite.records,
+        answers=texts,
+        references=measured.references,
+        extract=measured.extract,
+        budget=budget,
+        labels=closed_set(bench, suite.records),
+        metric=measured.primary,
+        clusters=measured.entry["clusters"],
+        owners=measured.owners,
+    )
     return robustness(bench, clean, settings)
 
 
