@@ -17,12 +17,14 @@ from instructrec.config import TuneSettings
 from instructrec.data.records import Record, Turn
 from instructrec.errors import InputError
 from instructrec.evaluation.arms import Bench
+from instructrec.evaluation.report import render
 from instructrec.inference.loading import open_target
 from instructrec.prompts.template import Renderer
-from instructrec.recipes import adversarial
+from instructrec.recipes import adversarial, bias
 from instructrec.recipes.check import check
 from instructrec.recipes.damage import Damager, damager, wordings_of
-from instructrec.recipes.robustness import chosen
+from instructrec.recipes.robustness import NAMES, chosen
+from pagetext import Page
 
 torch.set_num_threads(1)
 WORDS = "red blue green house lamp order parcel noon".split()
@@ -87,6 +89,7 @@ def test_every_figure_is_there(report: dict[str, Any]) -> None:
     assert {"typos", "case", "options", "distractor_before", "text_first", "template_alpaca", "template_plain"} <= {
         *names
     }
+    assert {*names} <= {*NAMES} and {check["name"] for check in report["bias"]} <= {*bias.NAMES}  # for --require
     assert names[-2:] == ["adversarial", "adversarial_wording"] and not {"homophones", "width", "paraphrase"} & {*names}
     for entry in found["perturbations"]:
         for arm in found["arms"]:
@@ -163,6 +166,12 @@ def test_curves_begin_undamaged_and_go_on_by_strength(report: dict[str, Any]) ->
         assert points[0]["scores"] == own["clean"]
         at = next(point for point in points if point["strength"] == own["strength"])
         assert at["scores"] == own["scores"]
+
+
+def test_a_real_report_is_in_chinese_where_asked(run: Path, report: dict[str, Any]) -> None:
+    named = json.loads(json.dumps(report).replace(str(run.parent), "runs"))  # the folder has words of its own
+    page = Page(render(named | {"language": "zh"}))
+    assert page.english == [] and "模板“alpaca”" in page.words
 
 
 def test_rows_are_drawn_by_seed_and_bounded(run: Path, tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ TRIED = {
     "full": tuple(PERTURBATIONS),
 }
 CURVES = {"quick": ("typos", "homophones"), "full": ("typos", "drop_words", "distractor_before", "homophones")}
+ATTACKS = {"adversarial": "Words chosen against the model", "adversarial_wording": "Wording chosen against the model"}
+# Of the entries of a report; `template` stands for every other template.
+NAMES = (*PERTURBATIONS, *(f"{TEMPLATE}_{name}" for name in ("model", *BUILTIN) if name != "cloze"), *ATTACKS)
 POINTS = {"quick": (1.0,), "full": (0.1, 0.6, 1.0)}  # besides no damage and a perturbation's own strength
 
 
@@ -406,9 +409,6 @@ class _Table:
             "clean": {arm: self.estimate(clean.take(rows), rows) for arm, clean in self.clean.items()},
             "examples": examples,
         }
-
-
-ATTACKS = {"adversarial": "Words chosen against the model", "adversarial_wording": "Wording chosen against the model"}
 
 
 def _attacks(
