@@ -7,7 +7,8 @@ Generation: `generate` as `evaluate` calls it, `Assistant.answer` on all prompts
 time, against `model.generate` one prompt at a time (greedy; same model, dtype, prompts, budget, stop ids). Evaluation:
 an answer to each row and the likelihood of the right one, against the loop and one pass a row. Ranking: `likelihoods`
 against one full pass for each candidate. All sides in one process, taking turns round by round; ratios are medians of
-the rounds' ratios. The rate of products is measured between the rounds. Needs ../shared/data.
+the rounds' ratios, by the wall clock and by processor time, which other work on the machine changes less. The rate of
+products is measured between the rounds. Needs ../shared/data.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from instructrec.inference.loading import Loaded, open_target
 from instructrec.inference.ranking import Candidates, likelihoods
 from instructrec.prompts.template import Rendered
 
+Times = dict[str, list[float]]
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 OUT = ROOT / "docs" / "results"
@@ -109,29 +111,33 @@ def passes(loaded: Loaded, prompt: Sequence[int], candidates: Sequence[Sequence[
 def rate(dtype: torch.dtype, size: int) -> float:
     """1e9 operations (multiplications and additions) a second of a square product, the best of three."""
     one, other = (torch.randn(size, size, dtype=dtype) for _ in range(2))
-    best = min(_timed(lambda: one @ other)[0] for _ in range(3))
+    best = min(timed(lambda: one @ other)[0] for _ in range(3))
     return 2 * size**3 / best / 1e9
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds by the wall clock, seconds of processor time, and what was found."""
+    started, used = time.perf_counter(), time.process_time()
     found = work()
-    return time.perf_counter() - started, found
+    return time.perf_counter() - started, time.process_time() - used, found
 
 
-def alternate(sides: dict[str, Callable[[int], Any]], rounds: int, label: str) -> tuple[dict[str, list[float]], Any]:
-    """Seconds of each side in each round, side by side, after a round to warm up; and what each found in the last."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
+def alternate(sides: dict[str, Callable[[int], Any]], rounds: int, label: str) -> tuple[Times, Times, dict[str, Any]]:
+    """Seconds of each side in each round, side by side, after a round to warm up, by the wall clock and of the
+    processor; and what each found in the last."""
+    times: Times = {name: [] for name in sides}
+    used: Times = {name: [] for name in sides}
     found: dict[str, Any] = {}
     for number in console.track(range(rounds + 1), label, unit="rounds"):
         for name, work in sides.items():
-            seconds, found[name] = _timed(lambda work=work, number=number: work(number))
+            wall, processor, found[name] = timed(lambda work=work, number=number: work(number))
             if number:
-                times[name].append(seconds)
-    return times, found
+                times[name].append(wall)
+                used[name].append(processor)
+    return times, used, found
 
 
-def ratio(times: dict[str, list[float]], slow: str, quick: str, scale: float = 1.0) -> float:
+def ratio(times: Times, slow: str, quick: str, scale: float = 1.0) -> float:
     """How many times as fast: the median of the rounds' ratios."""
     return statistics.median(scale * a / b for a, b in zip(times[slow], times[quick], strict=True))
 
@@ -157,7 +163,7 @@ def generation(
         "evaluation": lambda _: bench.answer("base", asked, lambda _: None),
         "loop_and_losses": lambda _: (loop(loaded, prompts, budget), [_loss(loaded, row) for row in rows]),
     }
-    times, found = alternate(sides, rounds, name)
+    times, used, found = alternate(sides, rounds, name)
     tokens = sum(min(budget, len(ids) + 1) for ids in found["loop"])
     middle = {side: statistics.median(found) for side, found in times.items()}
     return {
@@ -167,11 +173,17 @@ def generation(
         "budget": budget,
         "prompts_per_second": {side: len(rows) / seconds for side, seconds in middle.items()},
         "ms_per_token": {side: 1000 * seconds / tokens for side, seconds in middle.items()},
-        "ratio": {side: ratio(times, "loop", side) for side in ("generate", "assistant", "assistant_one_by_one")}
-        | {"evaluation": ratio(times, "loop_and_losses", "evaluation")},
+        "ratio": _ratios(times),
+        "ratio_of_processor_time": _ratios(used),
         "same_answers": sum(a == b for a, b in zip(found["loop"], found["generate"], strict=True)),
         "seconds": times,
+        "processor_seconds": used,
     }
+
+
+def _ratios(times: Times) -> dict[str, float]:
+    beside = {"generate": "loop", "assistant": "loop", "assistant_one_by_one": "loop", "evaluation": "loop_and_losses"}
+    return {side: ratio(times, slow, side) for side, slow in beside.items()}
 
 
 def _loss(loaded: Loaded, row: Rendered) -> float:
@@ -194,7 +206,7 @@ def ranking(loaded: Loaded, records: Sequence[Record], labels: Sequence[str], si
         part = rows[number * size.ranked :][: size.passed]
         return [passes(loaded, row.ids[: row.prompt_end], whole) for row in part]
 
-    times, found = alternate({"passes": one_each, "likelihoods": ours}, size.rounds, name)
+    times, used, found = alternate({"passes": one_each, "likelihoods": ours}, size.rounds, name)
     lead = len(candidates.lead)
     apart = 0.0
     if not lead:
@@ -209,8 +221,10 @@ def ranking(loaded: Loaded, records: Sequence[Record], labels: Sequence[str], si
             "likelihoods": size.ranked / statistics.median(times["likelihoods"]),
         },
         "ratio": ratio(times, "passes", "likelihoods", size.ranked / size.passed),
+        "ratio_of_processor_time": ratio(used, "passes", "likelihoods", size.ranked / size.passed),
         "furthest_apart_nats": apart,
         "seconds": times,
+        "processor_seconds": used,
     }
 
 
