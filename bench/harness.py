@@ -5,12 +5,12 @@
     python bench/harness.py --page                             # the page from the result file that is there
 
 Two task files are written for the harness: `multiple_choice` (ten intents of banking77 ranked by likelihood) and
-`generate_until` (the same rows, the intents named in the prompt). Model in fp32, one thread. Prompts end without a
-space and labels begin with one, which is how the harness joins them. The harness's rows at batch 1 are compared with
-ours row by row; every prediction or text that differs, and every log-likelihood that is further away than TOLERANCE,
-is listed with its cause. Speed is measured in the same run: sides take turns, other rows each round, ratios are medians
-of the rounds' ratios. The harness is no part of this project (lm-eval 0.4.13): --harness-python names a Python that
-has it, without which only our side and the plain loops are measured. Needs ../shared/data.
+`generate_until` (the same rows behind a solved example of each intent). Model in fp32, one thread. Prompts end without
+a space and labels begin with one, which is how the harness joins them. The harness's rows are compared with ours row by
+row; every prediction or text that differs, and every log-likelihood that is further away than TOLERANCE, is listed with
+its cause. Speed is measured in the same run: sides take turns, other rows each round, ratios are medians of the rounds'
+ratios. The harness is no part of this project (lm-eval 0.4.13): --harness-python names a Python that has it, without
+which only our side and the plain loops are measured. Needs ../shared/data.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ BATCH = 16  # rows that the harness reads at once where it is timed with a batch
 TEMPLATE = (
     "{% for m in messages %}{{ ' ' + m.content + eos_token if m.role == 'assistant' else m.content }}{% endfor %}"
 )
+ASKED = "Message to a bank: {}\nIntent of the message:"
+SHORT = 60  # characters that a solved example has at most
 FIRST_LINE = r"\s*([^\n]+)"
 Row = dict[str, Any]  # id, prompt, label
 Found = dict[str, Any]  # id, right, and scores or text
@@ -111,8 +113,8 @@ class Task:
         return told | {"metric_list": [{"metric": "exact_match", "ignore_case": True}]}
 
 
-def banking(data: Path, size: Size) -> tuple[list[Row], list[str]]:
-    """Short messages with their intent in words."""
+def banking(data: Path, size: Size) -> tuple[list[Row], list[str], dict[str, str]]:
+    """Short messages with their intent in words, the intents, and a training message of each."""
     rows = read_jsonl(data / "banking77" / "test.jsonl")
     draw = random.Random(0)
     names = sorted({row["label"] for row in rows if re.fullmatch(r"[a-z_]+", row["label"])})
@@ -120,27 +122,31 @@ def banking(data: Path, size: Size) -> tuple[list[Row], list[str]]:
     mine = [{"id": number, **row} for number, row in enumerate(rows) if row["label"] in labels]
     draw.shuffle(mine)
     words = [label.replace("_", " ") for label in labels]
-    return [{"id": row["id"], "text": row["text"], "label": row["label"].replace("_", " ")} for row in mine], words
+    solved: dict[str, str] = {}
+    for row in read_jsonl(data / "banking77" / "train.jsonl"):
+        if row["label"] in labels and len(row["text"]) < SHORT:
+            solved.setdefault(row["label"].replace("_", " "), row["text"].strip())
+    return [{**row, "label": row["label"].replace("_", " ")} for row in mine], words, solved
 
 
-def toys(_: Path, size: Size) -> tuple[list[Row], list[str]]:
+def toys(_: Path, size: Size) -> tuple[list[Row], list[str], dict[str, str]]:
     """Words and what is done with them."""
     tasks = sorted(generated().tasks.items())[: size.labels]
     pairs = [(name, next(iter(one.values()))) for name, examples in tasks for one in examples]
     random.Random(0).shuffle(pairs)
     rows = [{"id": at, "text": row["output"], "label": f"do {name}"} for at, (name, row) in enumerate(pairs)]
-    return rows, [f"do {name}" for name, _ in tasks]
+    return rows, [f"do {name}" for name, _ in tasks], {f"do {name}": "house" for name, _ in tasks}
 
 
-def tasks_of(rows: Sequence[Row], labels: list[str], size: Size) -> list[Task]:
+def tasks_of(rows: Sequence[Row], labels: list[str], solved: dict[str, str], size: Size) -> list[Task]:
     """The same rows to be ranked and to be written."""
     number = {label: at for at, label in enumerate(labels)}
-    named = "Intents: " + ", ".join(labels) + ".\n"
+    shown = "".join(f"{ASKED.format(text)} {label}\n" for label, text in sorted(solved.items()))
     made = []
-    for kind, count, before in (("ranked", size.ranked, ""), ("written", size.written, named)):
+    for kind, count, before in (("ranked", size.ranked, ""), ("written", size.written, shown)):
         some = [
             {"id": row["id"], "label": row["label"], "number": number[row["label"]],
-             "prompt": f"{before}Message to a bank: {row['text'].strip()}\nIntent of the message:"}
+             "prompt": before + ASKED.format(row["text"].strip())}
             for row in rows[: count * size.rounds]
         ]  # fmt: skip
         made.append(Task(kind, some, labels, min(count, len(some) // size.rounds), size.tokens))
@@ -360,6 +366,7 @@ def _told(
         "rows": len(found["ours"]),
         "rows_of_a_round": task.count,
         "labels": len(task.labels),
+        "examples": task.rows[0]["prompt"].count(ASKED.split("{}")[0]) - 1,
         "prompt_tokens": statistics.mean(len(ours.prompt(row).ids) for row in task.rows),
         "accuracy": {name: statistics.mean(row["right"] for row in rows) for name, rows in found.items()},
         "accuracy_said_by_the_harness": {name: statistics.mean(rounds) for name, rounds in told.items()},
@@ -403,15 +410,16 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Beside lm-evaluation-harness",
         "",
-        f"`{result['command']}`, commit {result['commit']}{' (changed)' if result['dirty'] else ''}; {versions}.",
-        f"Model {result['model']} in fp32, {result['threads']} thread, {result['rounds']} rounds, sides taking turns.",
+        f"Model {result['model']} in fp32, {result['threads']} thread, sides taking turns; {versions}.",
         "Rows per second are medians over rounds; `times` is the median of the rounds' ratios of InstructRec's speed",
         "to the side's, by processor time and by the wall clock. Of the harness only its calls of the model are timed.",
     ]
     for kind, one in result["tasks"].items():
-        asked = f"{one['rows']} rows, {one['labels']} labels, prompts of {one['prompt_tokens']:.0f} tokens on average"
+        asked = f"{one['rows']} rows in {len(one['seconds']['ours'])} rounds, {one['labels']} labels, "
+        asked += f"{one['examples']} solved examples, prompts of {one['prompt_tokens']:.0f} tokens on average"
         head = "| | accuracy | rows / s of processor | rows / s of wall clock | times, processor | times, wall clock |"
-        lines += ["", f"## {TITLES[kind]}", "", f"{asked}.", "", head, "| --- | --- | --- | --- | --- | --- |"]
+        by = f"`{one['command']}`, commit {one['commit']}{' (changed)' if one['dirty'] else ''}"
+        lines += ["", f"## {TITLES[kind]}", "", f"{asked}. {by}.", "", head, "| --- | --- | --- | --- | --- | --- |"]
         for side in one["accuracy"]:
             speeds = [one["rows_per_processor_second"][side], one["rows_per_second"][side]]
             times = [one["ratio_of_processor_seconds"].get(side), one["ratio_of_seconds"].get(side)]
@@ -426,12 +434,18 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _command(arguments: Sequence[str], python: str) -> str:
+    """What was called, without the place of the harness."""
+    return " ".join(["python bench/harness.py", *("VENV/bin/python" if one == python else one for one in arguments)])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, then write result file and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--harness-python", default="", help="a Python that has lm-evaluation-harness")
     parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--tasks", default=",".join(TITLES), help="others stay in the result file as they are")
     parser.add_argument("--rounds", type=int, default=0, help="instead of those of the size")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -449,18 +463,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(template, TEMPLATE)
         model = given.model if given.size == "cpu" else str(tiny_model(Path(name, "tiny"), generated()))
         ours = Ours(open_target(model, precision="fp32", offline=True, template=str(template)))
-        rows, labels = (banking if given.size == "cpu" else toys)(given.data, size)
-        tasks = tasks_of(rows, labels, size)
+        tasks = tasks_of(*(banking if given.size == "cpu" else toys)(given.data, size), size)
+        tasks = [task for task in tasks if task.kind in given.tasks.split(",")]
+        file = given.out / "harness.json"
+        before = read_json(file)["tasks"] if file.is_file() and len(tasks) < len(TITLES) else {}
         result: dict[str, Any] = {
-            "command": " ".join(["python bench/harness.py", *(arguments if arguments is not None else sys.argv[1:])]),
-            "commit": commit,
-            "dirty": dirty,
             "model": given.model if given.size == "cpu" else "tiny",
             "threads": torch.get_num_threads(),
-            "rounds": size.rounds,
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-            "tasks": {},
+            "tasks": before,
         }
+        told = _command(arguments if arguments is not None else sys.argv[1:], given.harness_python)
         eos = ours.loaded.renderer.tokenizer.eos_token
         folder = Path(ours.loaded.backbone.folder)
         beside = harness(given.harness_python, folder, tasks, eos) if given.harness_python else nullcontext()
@@ -468,8 +481,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if there is not None:
                 result["versions"] |= {f"harness's {name}": version for name, version in there.versions.items()}
             for task in tasks:
-                result["tasks"][task.kind] = measure(ours, task, size.rounds, there)
-                write_json(given.out / "harness.json", result)
+                source = {"command": told, "commit": commit, "dirty": dirty}
+                result["tasks"][task.kind] = source | measure(ours, task, size.rounds, there)
+                write_json(file, result)
                 write_text(given.out / "harness.md", page(result))
     console.say(page(result))
     return 0
