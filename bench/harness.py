@@ -72,7 +72,7 @@ class Size:
     rounds: int
 
 
-SIZES = {"cpu": Size(10, 16, 16, 12, 3), "tiny": Size(3, 4, 4, 6, 2)}
+SIZES = {"cpu": Size(10, 16, 8, 12, 3), "tiny": Size(3, 4, 4, 6, 2)}
 
 
 @dataclass(frozen=True)
