@@ -141,10 +141,10 @@ def test_summary_weighs_the_difference(primary: str, ends: tuple[float, float, f
 def test_summary_of_other_metrics_and_of_nothing() -> None:
     report = make(primary="loss", suites=[suite(differences={})])
     assert summary(report) == [
-        "On unseen wordings, the tuned model has Loss 1.25 on 75 rows (1.10–1.40); the base model has 3.10."
+        "On unseen wordings, the tuned model has loss 1.25 on 75 rows (1.10–1.40); the base model has 3.10."
     ]
     report = make(suites=[suite(scores={}, differences={}, by_task={}, worst=[])])
-    assert summary(report) == ["On unseen wordings, Exact match was not measured."]
+    assert summary(report) == ["On unseen wordings, exact match was not measured."]
     assert "was not measured" in render(report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from instructrec.config import TuneSettings
 from instructrec.data.records import Record, Turn
 from instructrec.errors import InputError
 from instructrec.evaluation.arms import Bench
+from instructrec.evaluation.report import render
 from instructrec.inference.loading import open_target
-from instructrec.recipes import adversarial
+from instructrec.prompts.template import Renderer
+from instructrec.recipes import adversarial, bias
 from instructrec.recipes.check import check
 from instructrec.recipes.damage import Damager, damager, wordings_of
-from instructrec.recipes.robustness import chosen
+from instructrec.recipes.robustness import NAMES, chosen
+from pagetext import Page
 
 torch.set_num_threads(1)
 WORDS = "red blue green house lamp order parcel noon".split()
@@ -85,6 +89,7 @@ def test_every_figure_is_there(report: dict[str, Any]) -> None:
     assert {"typos", "case", "options", "distractor_before", "text_first", "template_alpaca", "template_plain"} <= {
         *names
     }
+    assert {*names} <= {*NAMES} and {check["name"] for check in report["bias"]} <= {*bias.NAMES}  # for --require
     assert names[-2:] == ["adversarial", "adversarial_wording"] and not {"homophones", "width", "paraphrase"} & {*names}
     for entry in found["perturbations"]:
         for arm in found["arms"]:
@@ -112,6 +117,46 @@ def test_every_figure_is_there(report: dict[str, Any]) -> None:
     assert found["adversarial"]["rows"] == 16 and 0 < found["adversarial"]["queries"] <= adversarial.QUERIES + 1
 
 
+@pytest.mark.parametrize("extract", [True, False])
+def test_damaged_answers_are_scored_as_the_suite_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extract: bool
+) -> None:
+    written = Renderer.decode
+    monkeypatch.setattr(Renderer, "decode", lambda self, ids: f"It is {written(self, ids)}!\nThat is all.")
+    given = {"arms": "base,tuned", "robustness": "full", "perturbations": "case,options", "training_rows": True}
+    report = instructrec.evaluate(run, MOODS, extract=extract, out=str(tmp_path), **given, **QUICK).report
+    found, (suite,) = report["robustness"], report["suites"]
+    for arm in found["arms"]:  # value and interval
+        assert found["clean"][arm] == suite["scores"][arm]["accuracy"]
+    assert (found["clean"]["tuned"]["value"] > 50) == extract
+    turned = [one for one in found["perturbations"] if one["scores"]["tuned"] != one["clean"]["tuned"]]
+    assert bool(turned) == bool(found["examples"]) == extract  # no text as a whole is a label
+    assert all(one["clean_answer"].startswith("It is ") for one in found["examples"])  # shown as it was written
+    assert found["adversarial"]["clean"]["tuned"] == found["clean"]["tuned"]
+
+
+def test_another_ending_is_no_other_answer(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endings = itertools.count()
+    monkeypatch.setattr(Renderer, "decode", lambda self, ids: f"sad\n{next(endings)}")
+    given = {"arms": "tuned", "perturbations": "case", "training_rows": True, **QUICK}
+    flips = [
+        instructrec.evaluate(run, MOODS, extract=extract, out=str(tmp_path), **given).report["robustness"][
+            "perturbations"
+        ][0]["flips"]["tuned"]["value"]
+        for extract in (True, False)
+    ]
+    assert flips == [0.0, 100.0]
+
+
+def test_words_that_stand_for_labels_are_right_under_damage_too(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Renderer, "accepted", lambda self, answers: ["sad", "glad"])
+    given = {"arms": "tuned", "robustness": "full", "perturbations": "case", "training_rows": True, **QUICK}
+    report = instructrec.evaluate(run, MOODS, out=str(tmp_path), **given).report
+    assert report["robustness"]["clean"]["tuned"] == report["suites"][0]["scores"]["tuned"]["accuracy"]
+
+
 def test_curves_begin_undamaged_and_go_on_by_strength(report: dict[str, Any]) -> None:
     curves = {curve["name"]: curve["points"] for curve in report["robustness"]["curves"]}
     assert {*curves} == {"typos", "drop_words", "distractor_before"}
@@ -121,6 +166,12 @@ def test_curves_begin_undamaged_and_go_on_by_strength(report: dict[str, Any]) ->
         assert points[0]["scores"] == own["clean"]
         at = next(point for point in points if point["strength"] == own["strength"])
         assert at["scores"] == own["scores"]
+
+
+def test_a_real_report_is_in_chinese_where_asked(run: Path, report: dict[str, Any]) -> None:
+    named = json.loads(json.dumps(report).replace(str(run.parent), "runs"))  # the folder has words of its own
+    page = Page(render(named | {"language": "zh"}))
+    assert page.english == [] and "模板“alpaca”" in page.words
 
 
 def test_rows_are_drawn_by_seed_and_bounded(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 DASH = "–"
+SIGNS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
+# Embeddings, overrides and isolates: they would turn what stands around them as well.
+SIGNS |= {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def clean(value: Any) -> Any:
@@ -22,9 +25,9 @@ def clean(value: Any) -> Any:
 
 
 def visible(text: object) -> str:
-    """Text with its control characters as signs that can be seen (a bell as ␇), newlines and tabs left."""
-    signs = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
-    return str(text).translate(signs | {127: "␡"})
+    """Text with its control characters as signs that can be seen (a bell as ␇, what turns the direction of writing as
+    [U+202E]), newlines and tabs left; a dash for None."""
+    return DASH if text is None else str(text).translate(SIGNS)
 
 
 def spoken(name: str) -> str:

@@ -8,7 +8,7 @@ A condition is a place in the report, a comparison and a bound. Places:
     SUITE.METRIC.gain        the difference to the base model; also .gain.low, .gain.high
     SUITE.ece                calibration error
     robustness.worst_case    also .low, .high
-    robustness.NAME.drop     of a perturbation; also .score, .flips, each with .low, .high
+    robustness.NAME.drop     of a perturbation; also .score, .flips, each with .low, .high; `template` is every template
     bias.NAME, constraints.all, constraints.each
     forgetting.loss          rise of the loss in nats a token; also .low, .high
 
@@ -26,6 +26,7 @@ from instructrec.errors import InputError, InstructRecError, did_you_mean
 from instructrec.evaluation.numbers import number
 from instructrec.evaluation.summary import KINDS, main_arm
 from instructrec.measures.metrics import METRICS
+from instructrec.measures.perturbations import TEMPLATE
 
 FORM = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
 WANT = "want such as unseen_tasks.accuracy>=0.6"
@@ -191,7 +192,10 @@ def _values(path: tuple[str, ...], report: Mapping[str, Any]) -> list[float | No
         if rest == ("worst_case",):
             estimates = [_of_arm(report, found.get("worst_case"))]
         else:
-            entries = [entry for entry in found.get("perturbations", ()) if entry["name"] == rest[0]]
+            every = found.get("perturbations", ())
+            entries = [entry for entry in every if entry["name"] == rest[0]]
+            if rest[0] == TEMPLATE:
+                entries = [entry for entry in every if entry["kind"] == TEMPLATE]
             estimates = [_of_arm(report, entry.get(OF_PERTURBATION[rest[1]])) for entry in entries]
     elif first == "bias":
         estimates = [_of_arm(report, one["arm"]) for one in report.get("bias") or [] if one["name"] == rest[0]]

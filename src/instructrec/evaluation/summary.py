@@ -64,7 +64,7 @@ def _of_suite(report: Mapping[str, Any], suite: Mapping[str, Any], words: Words)
     where = _where(report, suite, words)
     arms = [arm["name"] for arm in report["arms"] if name in suite["scores"].get(arm["name"], {})]
     if not arms:
-        return words("summary.nothing", where=where, label=words.said(metric["label"]))
+        return words("summary.nothing", where=where, label=words.lower(words.said(metric["label"])))
     arms.sort(key=lambda arm: arm != "tuned")
     first = suite["scores"][arms[0]][name]
     share = name in ("exact_match", "accuracy")
@@ -82,7 +82,7 @@ def _of_suite(report: Mapping[str, Any], suite: Mapping[str, Any], words: Words)
         f"summary.{name}" if share else "summary.other",
         where=where,
         arm=in_sentence(report, arms[0], words),
-        label=words.said(metric["label"]),
+        label=words.lower(words.said(metric["label"])),
         value=brief(first["value"], unit),
         rows=f"{first['n']:,}",
         interval=_bracketed(first, unit, words),

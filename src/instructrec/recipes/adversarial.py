@@ -223,7 +223,7 @@ def _margin(bench: Bench, model: Any, labels: Sequence[str]) -> Objective:
         candidates = Candidates.of(renderer, shown)
         prompts = [renderer.render(record.prompt) for record in records]
         found = likelihoods(model, prompts, candidates, pad_id=bench.loaded.backbone.pad_id, batch_rows=32)
-        accepted = [{normalise(answer) for answer in record.answers} for record in records]
+        accepted = [{normalise(answer) for answer in renderer.accepted(record.answers)} for record in records]
         right = np.array([[name in known for name in names] for known in accepted])
         best = np.where(right, found, -np.inf).max(1, initial=-1e9)
         return np.where(right, -np.inf, found).max(1) - best

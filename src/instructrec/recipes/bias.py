@@ -28,6 +28,7 @@ LETTERS = ("A", "B", "C", "D")
 WORDINGS = 8  # of which content-free rows are made
 ROWS, FEWEST = 20, 5  # rows of the files in which names are exchanged; with fewer, rows of our own are taken
 KINDS = {"names": "Other names", "genders": "Other gender", "cities": "Other cities"}
+NAMES = ("label_bias", "content_free", "option_position", "option_order", *(f"counterfactual_{kind}" for kind in KINDS))
 LINES = {"en": "Answer with the letter of the right option.", "zh": "请回答正确选项的字母。"}
 
 
@@ -258,4 +259,4 @@ def _with(record: Record, exchange: Exchange) -> Record:
     return replace(record, turns=tuple(turns))
 
 
-__all__ = ["bias"]
+__all__ = ["NAMES", "bias"]

@@ -26,13 +26,14 @@ from ..evaluation.summary import summaries
 from ..files import read_json, write_text
 from ..inference.loading import Choosing, Loaded, is_run, open_target, run_of
 from ..measures.metrics import METRICS
-from ..measures.perturbations import PERTURBATIONS
 from ..models import embedded
 from ..settings import checked
+from .bias import NAMES as bias_checks
 from .bias import bias
 from .known import Known
 from .labels import labels_of
 from .proofs import constraints, forgetting, languages_of, sides
+from .robustness import NAMES as DAMAGE
 from .robustness import Clean, chosen, robustness
 from .robustness import show as show_robustness
 from .rows import Data, announce
@@ -126,7 +127,7 @@ def _report(target: str, data: Data, settings: EvaluateSettings, command: str, f
     files = read_suites(data, settings, folder)
     known = Known.of(Path(target), run_of(Path(target))) if is_run(target) else Known()
     suites = sort_suites(files, known, settings)
-    required = parse(settings.require, [suite.name for suite in suites], PERTURBATIONS)
+    required = parse(settings.require, [suite.name for suite in suites], DAMAGE, bias_checks)
     announce(target)
     loaded = open_target(
         target,
@@ -173,8 +174,18 @@ def _robustness(
 ) -> dict[str, Any]:
     """The first suite again, damaged."""
     texts = {arm: found.texts for arm, found in measured.answered.items()}
-    labels, clusters = closed_set(bench, suite.records), measured.entry["clusters"]
-    clean = Clean(suite.name, suite.records, texts, budget, labels, measured.primary, clusters)
+    clean = Clean(
+        suite=suite.name,
+        records=suite.records,
+        answers=texts,
+        references=measured.references,
+        extract=measured.extract,
+        budget=budget,
+        labels=closed_set(bench, suite.records),
+        metric=measured.primary,
+        clusters=measured.entry["clusters"],
+        owners=measured.owners,
+    )
     return robustness(bench, clean, settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..data.records import Record
 from ..errors import InputError, did_you_mean
 from ..evaluation.arms import ARMS, Bench
 from ..inference.engine import Sampling, generate
+from ..measures.extraction import Extractor
 from ..measures.metrics import METRICS, Answers
 from ..measures.perturbations import PERTURBATIONS, TEMPLATE, Perturbation
 from ..measures.robustness import drop_rate, flips, row_scores, worst_case
@@ -34,21 +35,40 @@ TRIED = {
     "full": tuple(PERTURBATIONS),
 }
 CURVES = {"quick": ("typos", "homophones"), "full": ("typos", "drop_words", "distractor_before", "homophones")}
+ATTACKS = {"adversarial": "Words chosen against the model", "adversarial_wording": "Wording chosen against the model"}
+# Of the entries of a report; `template` stands for every other template.
+NAMES = (*PERTURBATIONS, *(f"{TEMPLATE}_{name}" for name in ("model", *BUILTIN) if name != "cloze"), *ATTACKS)
 POINTS = {"quick": (1.0,), "full": (0.1, 0.6, 1.0)}  # besides no damage and a perturbation's own strength
 
 
 @dataclass(frozen=True)
 class Clean:
-    """A suite as it was answered undamaged. answers: of each arm, row by row.  budget: tokens an answer may have.
-    labels: the closed set of answers, or None.  clusters: rows, wordings or tasks, what intervals are over."""
+    """A suite as it was answered undamaged, and how it was scored: damaged answers are scored alike.
+
+    answers: what each arm wrote, row by row.  references: accepted answers of each row.  extract: finds the answer in
+    what was written.  budget: tokens an answer may have.  labels: the closed set of answers, or None.  clusters: rows,
+    wordings or tasks, what intervals are over; owners: the cluster of each row, None: its own."""
 
     suite: str
     records: Sequence[Record]
     answers: Mapping[str, Sequence[str]]
+    references: Sequence[Sequence[str]]
+    extract: Extractor
     budget: int
     labels: Sequence[str] | None
     metric: str
     clusters: str = "rows"
+    owners: Sequence[Hashable] | None = None
+
+    def take(self, rows: Sequence[int], arms: Sequence[str]) -> Clean:
+        """Some rows, as these arms answered them."""
+        return replace(
+            self,
+            records=[self.records[row] for row in rows],
+            answers={arm: [self.answers[arm][row] for row in rows] for arm in arms},
+            references=[self.references[row] for row in rows],
+            owners=[self.owners[row] for row in rows] if self.owners else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -82,11 +102,7 @@ def robustness(bench: Bench, clean: Clean, settings: EvaluateSettings) -> dict[s
     order = np.random.default_rng(settings.seed).permutation(len(clean.records))[:number]
     rows = sorted(order.tolist())
     arms = [arm for arm in ("base", "tuned") if arm in clean.answers] or ["reread"]
-    clean = replace(
-        clean,
-        records=[clean.records[row] for row in rows],
-        answers={arm: [clean.answers[arm][row] for row in rows] for arm in arms},
-    )
+    clean = clean.take(rows, arms)
     ready = damager(clean.records, bench.picker.pool, clean.labels, settings.seed, settings.damage)
     asker = _Asker(bench, clean, ready)
     trials = [trial for way, strength in wanted for trial in asker.trials(way, strength, level)]
@@ -249,18 +265,20 @@ class _Table:
     def __init__(self, clean: Clean, seed: int) -> None:
         self.rows, self.seed = clean, seed
         self.clean = {arm: self.statistic(texts) for arm, texts in clean.answers.items()}
-        by = {"wordings": lambda record: record.instruction, "tasks": lambda record: record.task}.get(clean.clusters)
-        self.clusters = [by(record) for record in clean.records] if by else None
 
     def statistic(self, texts: Sequence[str]) -> Statistic:
-        """The metric over all rows."""
-        references = [record.answers for record in self.rows.records]
-        found = METRICS[self.rows.metric].statistic(Answers(texts, references, self.rows.labels))
+        """The metric over all rows, of the answers in these texts."""
+        answers = Answers(self.extracted(texts), self.rows.references, self.rows.labels)
+        found = METRICS[self.rows.metric].statistic(answers)
         assert found is not None
         return found
 
+    def extracted(self, texts: Sequence[str]) -> list[str]:
+        """The answers in texts, found as the suite's were."""
+        return [self.rows.extract(text)[0] for text in texts]
+
     def _given(self, rows: Sequence[int] | None = None) -> dict[str, Any]:
-        clusters = self.clusters
+        clusters = self.rows.owners
         if clusters is not None and rows is not None:
             clusters = [clusters[row] for row in rows]
         return {"resamples": RESAMPLES, "seed": self.seed, "clusters": clusters}
@@ -299,7 +317,7 @@ class _Table:
             found["difference"][arm] = _entry(paired_difference(after, before, **given))
             if drop := drop_rate(before, after, **given):
                 found["drop"][arm] = _entry(drop)
-            pairs = [[side[arm][row] for row in rows] for side in (self.rows.answers, texts)]
+            pairs = [self.extracted([side[arm][row] for row in rows]) for side in (self.rows.answers, texts)]
             found["flips"][arm] = _entry(bootstrap(flips(*pairs), **given))
         return found
 
@@ -391,9 +409,6 @@ class _Table:
             "clean": {arm: self.estimate(clean.take(rows), rows) for arm, clean in self.clean.items()},
             "examples": examples,
         }
-
-
-ATTACKS = {"adversarial": "Words chosen against the model", "adversarial_wording": "Wording chosen against the model"}
 
 
 def _attacks(

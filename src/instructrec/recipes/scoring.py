@@ -34,12 +34,15 @@ REFERENCES = ("exact_match", "accuracy", "macro_f1", "token_f1")
 @dataclass(frozen=True)
 class Measured:
     """entry: of the suite in report.json.  primary: the metric shown first.  samples: lines of answers.jsonl.
-    answered: of each arm."""
+    answered: of each arm.  extract, references, owners: how the answers were scored, and the clusters of intervals."""
 
     entry: dict[str, Any]
     primary: str
     samples: list[dict[str, Any]]
     answered: dict[str, Answered]
+    extract: Extractor
+    references: list[list[str]]
+    owners: list[str] | None
 
 
 def measure(suite: Suite, bench: Bench, asked: Asked, known: Known, settings: EvaluateSettings) -> Measured:
@@ -93,7 +96,8 @@ class _Scoring:
             entry["references"] = reference
         if ranked:
             entry |= {"ranked": ranked, "calibration": calibrated}
-        return Measured(entry, primary, self._samples(answered, found, scores, chosen), answered)
+        samples = self._samples(answered, found, scores, chosen)
+        return Measured(entry, primary, samples, answered, extract, self.references, self.owners)
 
     def _notes(self, answered: Mapping[str, Answered], scores: Mapping[str, RowScores]) -> list[str]:
         notes = [self.suite.account] * bool(self.suite.account) + list(self.suite.notes)
