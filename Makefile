@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test torture fuzz check results bench-reading bench-rereading bench-cost bench-prompting bench-methods \
-	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale docs clean
+	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale bench-suites docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -57,6 +57,10 @@ bench-estimate: $(VENV)/.dev
 # What reading again does to untuned models; both need ../shared/data.
 bench-rereading: $(VENV)/.dev
 	$(BIN)/python bench/rereading.py
+
+# Reports with all suites on three sets, an hour; docs/results/suites.md.
+bench-suites: $(VENV)/.dev
+	$(BIN)/python bench/suites.py
 
 # Every tuning method on the same rows: learning rates, then the tables of docs/methods.md; two hours on two cores.
 bench-methods: $(VENV)/.dev
