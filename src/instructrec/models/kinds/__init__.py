@@ -97,6 +97,9 @@ class Kind:
     def check_plan(self, plan: ReadingPlan) -> None:
         """Raises InputError for a reading plan that this kind can't read by."""
 
+    def check_cut_up(self) -> None:
+        """Raises InputError where the weights can't lie in parts on several processes."""
+
     def size(self, prompt: Any, answer: Any) -> Any:
         """Positions that a prompt and its answer take, to be held against those that the model has; also of arrays."""
         return prompt + answer
