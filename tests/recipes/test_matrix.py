@@ -245,10 +245,10 @@ def losses(method: str, kind: str, group: Any) -> list[float]:
     model = own.attach(tiny.model(TINY[kind], dtype=torch.float64), learning.options_of(own), 0).to(torch.float64)
     if group.sharded:
         shard(model, torch.device("cpu"), group.count)
-    rows = learning.rows([4, 30, 12, 25, 7], 290)
+    rows = learning.rows([4, 30, 12, 25, 7], 200)
     if KINDS[kind].chooses:
-        model = learning.choosing(model, 290)
-        rows = [learning.labelled(row, number % 3, 290) for number, row in enumerate(rows)]
+        model = learning.choosing(model, 200)
+        rows = [learning.labelled(row, number % 3, 200) for number, row in enumerate(rows)]
     how = learning.plan(batch_rows=2, accumulation=2, epochs=2.0)
     learning.training(model, rows, how, group).run(Monitor({}), Hooks())
     return [total for total, _ in row_losses(model, rows, pad_id=0, batch_tokens=150, group=group)]
