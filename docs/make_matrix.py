@@ -34,8 +34,8 @@ This page is generated (`python docs/make_matrix.py`) from the registries of met
 a run makes, and tested: a *yes* is done in `tests/recipes/test_matrix.py` on a tiny model, a *no* is met there where a
 user would meet it, before a model is loaded where that can be known. [methods.md](methods.md) tells what the methods
 are, [kinds.md](kinds.md) what the kinds of backbone, [rrtransformer.md](rrtransformer.md) how instructions are read.
-An *encoder* answers by a classification head (`--encoder.head mean` or `cls`), an *encoder with a mask* at the mask of a
-cloze (`--encoder.head cloze`); both take label rows only.
+An *encoder* answers by a classification head (`--encoder.head mean` or `cls`), an *encoder with a mask* at the mask of
+a cloze (`--encoder.head cloze`); both take label rows only.
 """
 
 
@@ -128,7 +128,8 @@ def page() -> str:
             lines.append("| " + " | ".join([f"`{method.name}`", kind.name, *cells]) + " |")
     lines += [
         "",
-        "*files*: whose `from_pretrained` loads what a run leaves (a classification head lies beside it). `METHOD` and `RUN` below stand for their names.",
+        "*files*: whose `from_pretrained` loads what a run leaves (a classification head lies beside it).",
+        "`METHOD` and `RUN` below stand for their names.",
         "",
         "| | asked for with |",
         "| --- | --- |",

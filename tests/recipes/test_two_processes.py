@@ -181,7 +181,9 @@ def test_an_encoder_in_two_processes(
 ) -> None:
     """At a mask and with a head, whose weights lie beside the adapter's; stopped and gone on with, too."""
     rows, base = tmp_path / "labels.tsv", tiny_folder(name)
-    lines = [f"the {noun} is {word}\t{word}" for word in ("hot", "red") for noun in ("lamp", "order", "parcel", "house")]
+    lines = [
+        f"the {noun} is {word}\t{word}" for word in ("hot", "red") for noun in ("lamp", "order", "parcel", "house")
+    ]
     rows.write_text("\n".join(["instruction\toutput", *lines]) + "\n", encoding="utf-8")
     how = PLAIN | {"precision": precision, "held_out": "none", "learning_rate": 1e-2}
     stopping = two(command(base, rows, tmp_path / "stopped", **how), signal_at=2)

@@ -15,7 +15,7 @@ import torch
 
 from ...errors import InputError
 from ...prompts.template import Rendered
-from .batch import Batch, fill, logits_at
+from .batch import Batch, fill, fine_logits, logits_at
 
 if TYPE_CHECKING:
     from ..reading import ReadingPlan
@@ -155,4 +155,4 @@ def by_config(config: Any) -> Kind:
     return next(kind for kind in KINDS.values() if kind.owns(config))
 
 
-__all__ = ["KINDS", "Batch", "Kind", "Reader", "by_config", "fill", "kind_of", "logits_at"]
+__all__ = ["KINDS", "Batch", "Kind", "Reader", "by_config", "fill", "fine_logits", "kind_of", "logits_at"]
