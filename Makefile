@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test torture fuzz check results bench-reading bench-rereading bench-cost bench-prompting bench-methods \
-	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale bench-suites docs clean
+	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale bench-suites bench-harness docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -61,6 +61,10 @@ bench-rereading: $(VENV)/.dev
 # Reports with all suites on three sets, an hour; docs/results/suites.md.
 bench-suites: $(VENV)/.dev
 	$(BIN)/python bench/suites.py
+
+# The same rows through lm-evaluation-harness, which lies in a Python of its own (lm-eval 0.4.13).
+bench-harness: $(VENV)/.dev
+	$(BIN)/python bench/harness.py $(if $(HARNESS),--harness-python $(HARNESS))
 
 # Every tuning method on the same rows: learning rates, then the tables of docs/methods.md; two hours on two cores.
 bench-methods: $(VENV)/.dev

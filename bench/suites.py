@@ -155,7 +155,7 @@ def section(result: dict[str, Any]) -> list[str]:
     told = f"`{result['command']}`, commit {result['commit']}{dirty}; {method}, {result['run']['trained_parameters']:,}"
     told += f" weights trained; tuning {seconds['tune']} s, evaluating {seconds['evaluate']} s."
     lines = [f"## {result['set']}", "", told]
-    lines += ["", *[f"> {sentence}" for sentence in result["summary"]], ""]
+    lines += ["", *[f"> {sentence}" for sentence in result["summary"]["en"]], ""]
     rows = []
     for suite in result["suites"]:
         names = [name for name in ("accuracy", "exact_match") if name in suite["scores"][arms[0]]][:1]

@@ -19,15 +19,11 @@ from instructrec.config import TuneSettings
 from instructrec.errors import InputError
 from instructrec.export.merged import check_export
 from instructrec.inference.together import check_shareable
-from instructrec.models.kinds import KINDS as ALL_KINDS
-from instructrec.models.kinds import Kind
+from instructrec.models.kinds import KINDS, Kind
 from instructrec.models.methods import METHODS, Method
 from instructrec.models.reading import ReadingPlan
 from instructrec.recipes.reading import plan_of
 from instructrec.training.sharding import check_sharded
-
-# Encoders choose among labels: docs/kinds.md says what they take, tests/recipes/test_encoder_runs.py holds it.
-KINDS = {name: kind for name, kind in ALL_KINDS.items() if not kind.chooses}
 
 PAGE = Path(__file__).with_name("matrix.md")
 RUN = "RUN"  # the run folder, in messages
@@ -38,11 +34,18 @@ This page is generated (`python docs/make_matrix.py`) from the registries of met
 a run makes, and tested: a *yes* is done in `tests/recipes/test_matrix.py` on a tiny model, a *no* is met there where a
 user would meet it, before a model is loaded where that can be known. [methods.md](methods.md) tells what the methods
 are, [kinds.md](kinds.md) what the kinds of backbone, [rrtransformer.md](rrtransformer.md) how instructions are read.
+An *encoder* answers by a classification head (`--encoder.head mean` or `cls`), an *encoder with a mask* at the mask of
+a cloze (`--encoder.head cloze`); both take label rows only.
 """
 
 
 def _fine(method: Method, kind: Kind, plan: ReadingPlan) -> None:
     """Nothing is asked of the method, the kind or the plan."""
+
+
+def _cut_up(method: Method, kind: Kind, plan: ReadingPlan) -> None:
+    check_sharded(method, plan)
+    kind.check_cut_up()
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,7 @@ OPTIONS = {
     "bf16": Option("bf16", "`--precision bf16`", {"precision": "bf16"}),
     "resume": Option("resume", "`tune --resume`"),
     "processes": Option("processes", "`torchrun … -m instructrec tune`"),
-    "fsdp": Option(
-        "FSDP", "`accelerate launch --use_fsdp …`", check=lambda method, _, plan: check_sharded(method, plan)
-    ),
+    "fsdp": Option("FSDP", "`accelerate launch --use_fsdp …`", check=_cut_up),
     "ranking": Option("ranking", "`prompt row ROWS --model RUN --score rank`"),
     "streaming": Option("streaming", "`Assistant(RUN).stream(…)`, `instructrec run`"),
     "together": Option(
@@ -127,7 +128,8 @@ def page() -> str:
             lines.append("| " + " | ".join([f"`{method.name}`", kind.name, *cells]) + " |")
     lines += [
         "",
-        "*files*: whose `from_pretrained` loads what a run leaves. `METHOD` and `RUN` below stand for their names.",
+        "*files*: whose `from_pretrained` loads what a run leaves (a classification head lies beside it).",
+        "`METHOD` and `RUN` below stand for their names.",
         "",
         "| | asked for with |",
         "| --- | --- |",

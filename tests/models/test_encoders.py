@@ -4,6 +4,7 @@ do is refused."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,33 @@ def test_answers_are_labels_whatever_is_drawn(tiny_folder: Any) -> None:
         assert answer.ids == list(stream(loaded.model, prompt, sampling=sampling, **given)) and len(answer.ids) == 1
         drawn.add(loaded.renderer.decode(answer.ids))
     assert drawn == {*WORDS.labels}
+
+
+@pytest.mark.parametrize("head", ["cloze", "tied"])
+def test_labels_do_not_tie_in_bf16(tiny_folder: Any, tmp_path: Path, head: str) -> None:
+    """Logits of 60 in bf16 are a quarter apart; those of the labels are nearer."""
+    shutil.copytree(tiny_folder("bert" if head == "cloze" else "minilm"), tmp_path / "large")
+    file = tmp_path / "large" / "model.safetensors"
+    weights = load_file(file)
+    if head == "cloze":
+        weights["cls.predictions.bias"] += 60.0
+    else:  # a norm's shift along the embeddings of all words
+        (norm,) = [name for name in weights if name.endswith("layer.1.output.LayerNorm.bias")]
+        (words,) = [name for name in weights if name.endswith("word_embeddings.weight")]
+        weights[norm] += 20.0
+        weights[words] = weights[words] * 0.02 + 0.1
+    save_file(weights, file, {"format": "pt"})
+    loaded = open_target(str(tmp_path / "large"), precision="bf16", choosing=Choosing(WORDS, "cloze"))
+    assert loaded.backbone.model.config.label_head == head
+    with torch.no_grad():
+        batch = Layout.of(loaded.model, loaded.backbone.pad_id).batch(rows(loaded))
+        assert loaded.model._logits(batch).abs().median() > 30
+        found = loaded.model.scores(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (loaded.model.scores(batch) - found).abs().max() < 0.1
+        steps = loaded.model._logits(batch)
+    assert (steps != steps.bfloat16().float()).float().mean() > 0.9
+    assert all(len({round(one, 4) for one in row}) == len(row) for row in found.tolist())
 
 
 def test_what_a_row_says_is_no_mask(tiny_folder: Any) -> None:

@@ -71,6 +71,21 @@ def test_a_run_learns_its_labels_and_is_measured_beside_the_base_model(
     assert first["answer"] == "Too_Hot" and set(first["scores"]) == {*KINDS.values()}
 
 
+@pytest.mark.parametrize(
+    ("base", "method"), [("bert", "lora"), ("minilm", "lora"), ("minilm", "full")], indirect=["base"]
+)
+def test_tuned_and_measured_in_bf16(quick: Any, tmp_path: Path, undrawn: None, method: str, base: Path) -> None:
+    run = quick(ROWS, method=method, precision="bf16", **(FULL if method == "full" else LEARN))
+    losses: dict[str, dict[str, float]] = {}
+    for precision in ("bf16", "fp32"):
+        given = {"out": str(tmp_path / precision), "precision": precision, "training_rows": True}
+        scores = evaluate(run, ROWS, **given).scores()
+        assert scores["tuned"]["accuracy"]["value"] == 100.0
+        losses[precision] = {arm: scores[arm]["loss"]["value"] for arm in ("base", "tuned")}
+    assert losses["bf16"]["tuned"] < 0.1 < losses["bf16"]["base"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.02)
+
+
 def test_stopped_and_resumed_equals_straight(quick: Any, tmp_path: Path, monkeypatch: Any, undrawn: None) -> None:
     import signal
 

@@ -175,6 +175,35 @@ def test_the_backbone_of_an_adapter_cut_up(
     assert max(float((want[name] - got[name]).abs().max()) for name in want) <= 1e-4
 
 
+@pytest.mark.parametrize(("name", "precision"), [("bert", "fp32"), ("minilm", "bf16")])
+def test_an_encoder_in_two_processes(
+    two: Any, quick: Any, tiny_folder: Any, tmp_path: Path, undrawn: None, name: str, precision: str
+) -> None:
+    """At a mask and with a head, whose weights lie beside the adapter's; stopped and gone on with, too."""
+    rows, base = tmp_path / "labels.tsv", tiny_folder(name)
+    lines = [
+        f"the {noun} is {word}\t{word}" for word in ("hot", "red") for noun in ("lamp", "order", "parcel", "house")
+    ]
+    rows.write_text("\n".join(["instruction\toutput", *lines]) + "\n", encoding="utf-8")
+    how = PLAIN | {"precision": precision, "held_out": "none", "learning_rate": 1e-2}
+    stopping = two(command(base, rows, tmp_path / "stopped", **how), signal_at=2)
+    whole = two(command(base, rows, tmp_path / "two", **how))
+    quick(rows, model=str(base), out=tmp_path / "one", **how)
+    assert (stopping.codes(), whole.codes()) == ([143, 143], [0, 0]), stopping.printed(0) + whole.printed(0)
+    resuming = two([*command(base, rows, tmp_path / "stopped", **how), "resume=true"])
+    assert resuming.codes() == [0, 0], resuming.printed(0)
+    files = ["adapter_model.safetensors"] + ["extra.safetensors"] * (name == "minilm")
+    for file in files:
+        want, got = (load_file(tmp_path / run / file) for run in ("one", "two"))
+        assert want.keys() == got.keys() and max(float(weight.abs().max()) for weight in want.values()) > 1e-3
+        apart = max(float((want[key] - got[key]).abs().max()) for key in want)
+        assert apart <= (1e-4 if precision == "fp32" else 1e-2), file
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert load(tmp_path / "one" / "labels.json") == load(tmp_path / "two" / "labels.json")
+    for mine, theirs in zip(figures(tmp_path / "two"), figures(tmp_path / "one"), strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-4 if precision == "fp32" else 2e-2)
+
+
 def test_what_reads_in_several_passes_is_not_cut_up(two: Any, base: Path, table: Path, tmp_path: Path) -> None:
     ranks = two(command(base, table, tmp_path / "run", strokes=2, slots=4), env={"ACCELERATE_USE_FSDP": "true"})
     assert ranks.codes() == [2, 2]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from instructrec.evaluation.numbers import known, side
+from instructrec.evaluation.numbers import known, side, visible
 
 STEPS = (1, 2, 2.5, 5, 10)
 
@@ -44,7 +44,7 @@ def bar(
         f'<line class="mark {kind}" x1="{place(number)}" x2="{place(number)}" y1="0" y2="{height}"/>'
         for kind, number in (marks or {}).items()
     )
-    told = f'role="img"><title>{escape(title)}</title>' if title else 'aria-hidden="true">'
+    told = f'role="img"><title>{escape(visible(title))}</title>' if title else 'aria-hidden="true">'
     return (
         f'<svg class="bar" width="100%" height="{height}" {told}'
         f'<rect class="track" width="100%" height="{height - 4}" y="2" rx="2"/>'
@@ -76,7 +76,7 @@ def dots(found: Sequence[tuple[int, Mapping[str, Any]]], low: float, high: float
             f'<line class="stroke-{series}" x1="{start:.2f}%" x2="{end:.2f}%" y1="{middle}" y2="{middle}"/>'
             f'<circle class="dot-{series}{hollow}" cx="{value:.2f}%" cy="{middle}" r="4.5"/>'
         )
-    told = f'role="img"><title>{escape(title)}</title>' if title else 'aria-hidden="true">'
+    told = f'role="img"><title>{escape(visible(title))}</title>' if title else 'aria-hidden="true">'
     return f'<svg class="dots" width="100%" height="{height}" {told}{"".join(parts)}</svg>'
 
 
@@ -98,7 +98,8 @@ def curve(lines: Sequence[tuple[int, Sequence[tuple[float, Mapping[str, Any]]]]]
             parts.append(f'<path class="line-{series}" d="M{"L".join(middle)}"/>')
         parts += [f'<path class="point-{series}" d="M{place}h0"/>' for place in middle]
     return (
-        f'<svg class="curve" viewBox="0 0 100 100" preserveAspectRatio="none" role="img"><title>{escape(title)}</title>'
+        f'<svg class="curve" viewBox="0 0 100 100" preserveAspectRatio="none" role="img">'
+        f"<title>{escape(visible(title))}</title>"
         f"{''.join(parts)}</svg>"
     )
 
@@ -118,7 +119,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], series: int, titles: Sequence
         parts.append(
             f'<circle class="dot-{series}" cx="{one["confidence"]:.1f}" cy="{100 - one["accuracy"]:.1f}" '
             f'r="{radius:.1f}">'
-            f"<title>{escape(told)}</title></circle>"
+            f"<title>{escape(visible(told))}</title></circle>"
         )
     return f'<svg class="reliability" viewBox="-6 -6 112 112" role="img">{"".join(parts)}</svg>'
 

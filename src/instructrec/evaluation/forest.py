@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from instructrec.evaluation.numbers import visible
+
 HEIGHT = 34  # pixels of a line
 MIDDLE = 13
 SEEDS_AT = 26
@@ -68,7 +70,7 @@ def line(entry: Mapping[str, Any], scale: Scale, title: str) -> str:
             f'<circle class="seed" cx="{scale.across(one)}" cy="{SEEDS_AT}" r="2.5"/>' for one in entry["by_seed"]
         ]
     return (
-        f'<svg class="forest-line" width="100%" height="{HEIGHT}" role="img"><title>{escape(title)}</title>'
+        f'<svg class="forest-line" width="100%" height="{HEIGHT}" role="img"><title>{escape(visible(title))}</title>'
         f"{''.join(parts)}</svg>"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instructrec.evaluation import drawings, pictures, proof, robust
-from instructrec.evaluation.numbers import brief, change, count, interval, known, number, side, spoken
+from instructrec.evaluation.numbers import brief, change, count, interval, known, number, side, spoken, visible
 from instructrec.evaluation.requirements import shown_value
 from instructrec.evaluation.summary import KINDS, main_arm, primary_of, summary, title
 from instructrec.evaluation.words import Words
@@ -31,7 +31,7 @@ def view(report: Mapping[str, Any], words: Words) -> dict[str, Any]:
     return {
         "report": report,
         "run": run,
-        "title": Path(run["folder"]).name or run["folder"],
+        "title": visible(Path(run["folder"]).name or run["folder"]),
         "summary": summary({**report, "requirements": []}, words.language),  # they have a place of their own
         "requirements": [
             {**entry, "value": shown_value(entry) if entry["value"] is not None else ""}
@@ -128,7 +128,7 @@ def _suite(report: Mapping[str, Any], suite: Mapping[str, Any], series: Any, wor
         found = {arm: suite["scores"].get(arm, {}).get(name) for arm in series}
         if any(found.values()):
             panels.append(_panel(report, name, found, suite, words))
-        ranked = {arm: suite.get("ranked", {}).get(arm, {}).get(name) for arm in series}
+        ranked = {arm: (suite.get("ranked") or {}).get(arm, {}).get(name) for arm in series}
         if any(ranked.values()):
             panel = _panel(report, name, ranked, {**suite, "differences": {}}, words)
             panel["label"] = words("results.ranked", metric=panel["label"])

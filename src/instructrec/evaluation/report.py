@@ -48,6 +48,8 @@ def render(report: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Whatever text comes from rows, models and settings: control characters become signs everywhere.
+        finalize=lambda value: visible(value) if value is None or type(value) is str else value,
     )
     environment.filters["visible"] = visible
     environment.filters["spoken"] = spoken

@@ -147,8 +147,8 @@ def _robustness(report: Mapping[str, Any], words: Words) -> str:
     else:
         text = words("summary.no_damage", **given)
     unit = report["metrics"].get(found["metric"], {}).get("unit", "%")
-    lowest, clean = found.get("worst_case", {}).get(arm), found["clean"][arm]
-    if known(lowest) and known(clean):
+    lowest, clean = (found.get("worst_case") or {}).get(arm), found["clean"][arm]
+    if lowest and known(lowest) and known(clean):
         ends = {"worst": brief(lowest["value"], unit), "clean": brief(clean["value"], unit)}
         text = words("space").join(filter(None, [text, words("summary.worst_case", **ends)]))
     return text

@@ -23,7 +23,7 @@ def markdown(report: Mapping[str, Any], words: Words) -> str:
     sections = [f"# {plain(words('markdown.title', title=name))}", *scores(report, words)]
     sections += [f"## {words('repeat.title')}", _fenced(report["command"])]
     sections.append(plain(words("repeat.version", version=report["version"], commit=commit)))
-    hashes = {**run["data"]["files"], **{suite["file"]: suite["sha256"] for suite in report["suites"]}}
+    hashes = {**run["data"]["files"], **{suite["file"]: suite["sha256"] for suite in report["suites"] if suite["file"]}}
     sections.append("\n".join(f"- {plain(file)}: sha256 `{digest}`" for file, digest in hashes.items()))
     return "\n\n".join(section for section in sections if section) + "\n"
 

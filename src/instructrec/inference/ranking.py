@@ -17,8 +17,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..data.records import Record
 from ..errors import InputError
-from ..models.kinds import Reader, kind_of
+from ..models.kinds import Reader, fine_logits, kind_of
 from ..models.packing import packed
 from ..models.reading.beside import beside
 from ..models.sharing import turn_of
@@ -118,7 +117,7 @@ def likelihoods(
         reading = Asked([rows[number] for number in unique], model, pad_id)
         for numbers in reading.batches(batch_rows, batch_tokens):
             pairs = max(1, batch_tokens // max(reading.lengths[number] for number in numbers))
-            with turn_of(model), _fine_logits(model):
+            with turn_of(model), fine_logits(model):
                 reader = reading.start(numbers, candidates.longest)
                 found[[unique[number] for number in numbers]] = _batch(reader, candidates, pairs, lead)
             done(len(numbers))
@@ -213,27 +212,6 @@ def _in_steps(
                         scores[row, number] += after[place, ids[step + 1]]
 
 
-@contextmanager
-def _fine_logits(model: Any) -> Iterator[None]:
-    """While this lasts, the output layer computes in fp32. Logits of 20 in bf16 are an eighth apart: labels would tie,
-    and calibration would take away noise."""
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.weight.dtype not in (torch.bfloat16, torch.float16):
-        yield
-        return
-    weight = head.weight.detach().float()
-    bias = None if head.bias is None else head.bias.detach().float()
-    own = vars(head)
-    before = own.get("forward")  # packed weights
-    own["forward"] = lambda hidden: torch.nn.functional.linear(hidden.float(), weight, bias)
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before is not None:
-            own["forward"] = before
-
-
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(exact, -1)
@@ -248,7 +226,7 @@ def next_tokens(
     with packed(model):
         reading = Asked(prompts, model, pad_id)
         for numbers in reading.batches(16, batch_tokens):
-            with turn_of(model), _fine_logits(model):
+            with turn_of(model), fine_logits(model):
                 reader = reading.start(numbers, 1)
             found[numbers] = _log_softmax(reader.logits)[:, list(ids)].double().cpu().numpy()
     return found

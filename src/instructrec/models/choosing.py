@@ -32,7 +32,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..prompts.template import Rendered, Renderer
 from ..prompts.verbalizer import Verbalizer
-from .kinds import Batch, fill, kind_of, logits_at
+from .kinds import Batch, fill, fine_logits, kind_of, logits_at
 from .kinds.batch import as_mask
 from .kinds.encoder import CLOZE, CLS, MARK, MEAN, TIED
 from .loading import json_object, read_tensors
@@ -211,12 +211,17 @@ class Cloze(Chooser):
     def _logits(self, batch: Batch) -> torch.Tensor:
         """Of the vocabulary at the masks, [N, V]."""
         given = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        training = torch.is_grad_enabled()  # the layer may be tuned, and rounding there evens out over the steps
         if getattr(self.config, MARK, None) != TIED:
-            with logits_at(self.model, batch.positions):
+            with nullcontext() if training else fine_logits(self.model), logits_at(self.model, batch.positions):
                 logits: torch.Tensor = self.model(**given).logits[0]
             return logits
         states = self.model(**given).last_hidden_state.flatten(0, 1)[batch.positions]  # [N, D]
-        return functional.linear(states, self.model.get_input_embeddings().weight)
+        words = self.model.get_input_embeddings().weight  # [V, D]
+        if training or states.dtype == torch.float64:
+            return functional.linear(states, words)
+        with torch.autocast(states.device.type, enabled=False):
+            return functional.linear(states.float(), words.float())
 
 
 class Head(nn.Module):

@@ -43,8 +43,8 @@ def _check_kind(
     """Raises InputError for a kind of backbone that can't be tuned so, or not on these rows."""
     method.check_kind(kind.name)
     kind.check_plan(plan)
-    if kind.chooses and cut_up:
-        raise InputError(f"launcher: --use_fsdp can't cut up an encoder ('{model}'); want no --use_fsdp")
+    if cut_up:
+        kind.check_cut_up()
     if kind.chooses and labels is None:
         raise InputError(
             f"model: '{model}' is an encoder, which chooses among labels and writes no text, and these answers are no "

@@ -15,7 +15,7 @@ import torch
 
 from ...errors import InputError
 from ...prompts.template import Rendered
-from .batch import Batch, fill, logits_at
+from .batch import Batch, fill, fine_logits, logits_at
 
 if TYPE_CHECKING:
     from ..reading import ReadingPlan
@@ -97,6 +97,9 @@ class Kind:
     def check_plan(self, plan: ReadingPlan) -> None:
         """Raises InputError for a reading plan that this kind can't read by."""
 
+    def check_cut_up(self) -> None:
+        """Raises InputError where the weights can't lie in parts on several processes."""
+
     def size(self, prompt: Any, answer: Any) -> Any:
         """Positions that a prompt and its answer take, to be held against those that the model has; also of arrays."""
         return prompt + answer
@@ -152,4 +155,4 @@ def by_config(config: Any) -> Kind:
     return next(kind for kind in KINDS.values() if kind.owns(config))
 
 
-__all__ = ["KINDS", "Batch", "Kind", "Reader", "by_config", "fill", "kind_of", "logits_at"]
+__all__ = ["KINDS", "Batch", "Kind", "Reader", "by_config", "fill", "fine_logits", "kind_of", "logits_at"]

@@ -69,6 +69,40 @@ def as_mask(mask: np.ndarray) -> torch.Tensor | None:
     return None if mask.all() else torch.from_numpy(mask)
 
 
+class _Wide:
+    """Stands in for the forward of an output layer, and computes in fp32."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        self.weight = layer.weight.detach().float()
+        self.bias = None if layer.bias is None else layer.bias.detach().float()
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
+
+
+@contextmanager
+def fine_logits(model: Any) -> Iterator[None]:
+    """While this lasts, the output layer computes in fp32, without a gradient for itself. Logits of 20 in bf16 are an
+    eighth apart: labels would tie, and calibration would take away noise."""
+    head = model.get_output_embeddings()
+    own: dict[str, Any] = vars(head) if type(head) is torch.nn.Linear else {}
+    before = own.get("forward")  # packed weights
+    half = own and (
+        head.weight.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(head.weight.device.type)
+    )
+    if not half or isinstance(before, _Wide):
+        yield
+        return
+    own["forward"] = _Wide(head)
+    try:
+        yield
+    finally:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
+
+
 @contextmanager
 def logits_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
     """While this lasts, the model computes logits [1, N, V] at `positions` [N] of the flattened B*T tokens.

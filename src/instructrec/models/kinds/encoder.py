@@ -105,6 +105,10 @@ class Encoder(Kind):
                 "else of the RRTransformer)"
             )
 
+    def check_cut_up(self) -> None:
+        """Raises InputError always: a head, and embeddings that answer, are read outside the layers that are cut up."""
+        raise InputError(f"launcher: --use_fsdp can't cut up an {self.name} (want plain processes, without --use_fsdp)")
+
     def size(self, prompt: int, answer: int) -> int:
         """A label takes no position; further masks are taken off the model's positions beforehand."""
         return prompt
