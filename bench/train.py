@@ -274,7 +274,8 @@ def _run(given: argparse.Namespace, folder: Path, model: str, make_renderer: Any
 
 def _write(given: argparse.Namespace, folder: Path) -> int:
     found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*-r*.json"))]
-    titles = {name: one.title for sets in SETS.values() for name, one in sets.items()}
+    named = [given.size] if given.size == "tiny" else ["gpu", "cpu"]
+    titles = {name: one.title for size in named for name, one in SETS[size].items()}
     write_text(given.out / "train.md", page(found, titles))
     draw(found, titles, given.out / "train.png")
     return 0
