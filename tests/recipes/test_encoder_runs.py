@@ -20,7 +20,7 @@ from instructrec.inference.loading import open_target
 from instructrec.models.methods import METHODS
 from instructrec.recipes.measure import evaluate
 from instructrec.recipes.prompting import prompt
-from instructrec.recipes.tune import Interrupted
+from instructrec.recipes.tune import Interrupted, tune
 
 # The label with an underscore comes back as it is spelled; "hot" decides.
 KINDS = {"hot": "Too_Hot", "red": "red", "answer": "cold"}
@@ -276,8 +276,17 @@ def test_check_and_estimate(base: Path, tmp_path: Path, capsys: Any, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     assert cli.main(["check", "rows.jsonl", "--model", str(base), "--show", "1"]) == 0
-    out = capsys.readouterr().out.replace("\n", " ")
+    said = capsys.readouterr()
+    out = said.out.replace("\n", " ")
     assert "Chooses among 3 labels: " in out and "Prompt template: cloze; " in out and "answer : [MASK]." in out
+    assert "⟦Too_Hot⟧" in out and ", 18 of them supervised" in out and "does not know" not in said.err
+    strange = [row | {"output": row["output"].replace("cold", "☃")} for row in ROWS]
+    Path("strange.jsonl").write_text("".join(json.dumps(row) + "\n" for row in strange))
+    assert cli.main(["check", "strange.jsonl", "--model", str(base)]) == 0
+    refusal = "verbalizer: ☃: '☃' holds what this tokenizer has no token for (it reads [UNK]; want other words, "
+    refusal += "or encoder.head=mean)"
+    assert f"warning: {refusal}" in capsys.readouterr().err.splitlines()
+    assert refused(tune, strange, model=str(base), out="run") == refusal
     assert cli.main(["estimate", "--model", str(base)]) == 2
     assert "estimate: memory of masked encoders is not estimated (got bert)" in capsys.readouterr().err
 

@@ -66,6 +66,7 @@ def _findings(rows: Sequence[Record], test: Sequence[Record]) -> None:
 def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
     """Token counts under the model's own tokenizer, and the first rows as the model sees them."""
     from ..models.backbone import load_tokenizer
+    from ..models.choosing import spell
     from ..prompts.choose import make_renderer
     from ..prompts.lengths import fit
     from ..prompts.shelf import column as sizes
@@ -79,6 +80,11 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
         labels = labels_of([rows], settings.encoder)
         told = f"Chooses among {len(labels.labels)} labels" if labels else "these answers are no closed set of labels"
         (console.say if labels else console.warn)(f"{told}: '{settings.model}' is an {kind.name}")
+        renderer = renderer.with_labels(labels)
+        try:
+            limit -= spell(renderer, masked=kind.masked).extra if labels else 0
+        except InputError as error:  # `tune` refuses it, unless it is given other words
+            console.warn(str(error))
     fitted = fit(
         rows,
         renderer,
@@ -97,17 +103,19 @@ def _lengths(rows: Sequence[Record], settings: TuneSettings, show: int) -> None:
     for row in fitted.rendered[:show]:
         console.say("")
         console.say(f"{row.origin}: {len(row.ids)} tokens, the supervised ones marked", "bold")
-        _show(row, tokenizer)
+        _show(row, renderer)
 
 
-def _show(row: Any, tokenizer: Any) -> None:
-    """The row's text, supervised tokens in green on a terminal and between ⟦ ⟧ elsewhere."""
+def _show(row: Any, renderer: Any) -> None:
+    """The row's text, supervised tokens in green on a terminal and between ⟦ ⟧ elsewhere; a label as it is spelled."""
     start = 0
     while start < len(row.ids):
         end = start
         while end < len(row.ids) and row.supervised[end] == row.supervised[start]:
             end += 1
-        text = tokenizer.decode(row.ids[start:end], clean_up_tokenization_spaces=False)
+        ids = row.ids[start:end]
+        label = renderer.labels and row.supervised[start]
+        text = renderer.decode(ids) if label else renderer.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         console.marked(text, row.supervised[start])
         start = end
     console.say("")
