@@ -234,6 +234,7 @@ def table(results: Path) -> list[str]:
         arms = [arm for arm in TITLES if (name, arm) in found]
         first = found[name, arms[0]]
         commits = ", ".join(sorted({str(found[name, arm]["commit"])[:7] for arm in arms}))
+        commits += " with uncommitted changes" * any(found[name, arm]["dirty"] for arm in arms)
         examples = max(found[name, arm]["examples"] for arm in arms)
         lines += [
             f"`{name}` ({LABELS[name]}): {examples:,} training rows, {first['rows']:,} test rows, {first['model']}, "

@@ -123,8 +123,8 @@ def test_time_grows_with_the_rows_and_not_their_square() -> None:
         examine(rows, rows)
         return time.process_time() - start
 
-    seconds(500)
-    assert seconds(8000) < 8 * 4 * max(seconds(1000), 0.01)
+    few, many = (min(seconds(number) for _ in range(3)) for number in (1000, 8000))  # others may use the processor too
+    assert many < 8 * 4 * max(few, 0.01)
 
 
 def test_rows_of_several_turns() -> None:
