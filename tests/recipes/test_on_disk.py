@@ -23,6 +23,7 @@ from instructrec.data.index import Stored
 from instructrec.data.splits import plan_held_out
 from instructrec.errors import DataError, InputError
 from instructrec.files import cache_dir
+from instructrec.recipes.known import TEST_ROWS, Known, kept_rows
 from instructrec.training.batching import by_length
 from instructrec.training.dealt import Batches, Steps, greedy
 
@@ -91,6 +92,9 @@ def test_the_same_rows_in_every_shape(tmp_path: Path, form: str) -> None:
     assert [f"{key:016x}" for key in column(disk.records, "key").tolist()] == [row.key for row in memory]
     assert tasks(disk.records)[1] == tasks(memory.records)[1]
     assert tasks(disk.records)[0].tolist() == tasks(memory.records)[0].tolist()
+    for some in (order[:3], order[::-1], np.flatnonzero(tasks(memory.records)[0] != 1), order[:0]):
+        pair = [tasks(take(rows.records, some)) for rows in (disk, memory)]
+        assert pair[0][1] == pair[1][1] and pair[0][0].tolist() == pair[1][0].tolist()
     assert set(different_answers(disk.records)) == set(different_answers(memory.records))
 
 
@@ -213,6 +217,36 @@ def test_a_run_on_disk_is_the_run_in_memory(
             assert json.loads((tmp_path / name / file).read_text()) == json.loads(
                 (tmp_path / "memory" / file).read_text()
             )
+
+
+@pytest.mark.parametrize("held_out", ["auto", "row"])
+def test_rows_kept_for_testing_are_those_kept_in_memory(
+    quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: str
+) -> None:
+    rows = [made(number) | {"task": f"t{number % 6}"} for number in range(96)]
+    rows[7]["input"] = "a line\u2028and\x85another"  # ends of lines to some, not in a file of lines
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    given = SIDE | {"test_share": 0.4, "held_out": held_out, "max_steps": 3}
+    quick(str(path), out=tmp_path / "memory", **given)
+    monkeypatch.setenv("INSTRUCTREC_LARGE_FILE", "1")
+    for name in ("disk", "again"):  # the second time from the index
+        quick(str(path), out=tmp_path / name, **given)
+    (memory, disk, again) = (tmp_path / name for name in ("memory", "disk", "again"))
+    kept = list(kept_rows(memory) or ())
+    assert {rows[number - 1]["input"] for number in (int(str(row.origin).split(":")[-1]) for row in kept)} == {
+        row.input for row in kept
+    }
+    assert 12 <= len(kept) <= 60 and any("\u2028" in row.input for row in kept)
+    for folder in (disk, again):
+        assert list(kept_rows(folder) or ()) == kept and figures(folder) == figures(memory)
+        for file in (TEST_ROWS, "split.json", "examples.json"):
+            assert (folder / file).read_bytes() == (memory / file).read_bytes()
+        parts = [json.loads((run / "run.json").read_text())["data"]["parts"] for run in (folder, memory)]
+        assert parts[0] == parts[1] and parts[0]["test"] == len(kept)
+        known = [Known.of(run, json.loads((run / "run.json").read_text())) for run in (folder, memory)]
+        assert known[0].traits == known[1].traits and known[0].trained == known[1].trained
+        assert not known[0].trained & {row.prompt_key for row in kept}
 
 
 def test_rows_too_long_are_named_from_the_shelf_too(

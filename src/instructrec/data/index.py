@@ -169,14 +169,24 @@ class Stored(Sequence[Record]):
         return np.searchsorted(self.ends, numbers, side="right")
 
     def tasks(self) -> tuple[NDArray[Any], list[str]]:
-        """Number of each record's task (-1: none), and the names."""
+        """Number of each record's task (-1: none), and the names in the order in which the records come to them."""
         names: dict[str, int] = {}
         parts = []
         for index in self.indexes:
             own = [names.setdefault(name, len(names)) for name in index.known["tasks"]]
             parts.append(np.array([*own, -1], dtype=np.int32)[index.columns["task"]])
-        whole = np.concatenate(parts)
-        return (whole if self.numbers is None else whole[self.numbers]), list(names)
+        found = np.concatenate(parts)
+        if self.numbers is None:
+            return found, list(names)
+        # A task of other rows of the files is none of these rows' tasks: it would be held out with no row in it.
+        found = found[self.numbers]
+        first = np.full(len(names) + 1, len(found))
+        first[found[::-1]] = np.arange(len(found))[::-1]  # of equal places the last one written stays
+        order = np.argsort(first[:-1], kind="stable")[: np.count_nonzero(first[:-1] < len(found))]
+        renumbered = np.full(len(names) + 1, -1, dtype=np.int32)
+        renumbered[order] = np.arange(len(order))
+        known = list(names)
+        return renumbered[found], [known[number] for number in order]
 
     def _before(self, owner: int) -> int:
         return int(self.ends[owner - 1]) if owner else 0
