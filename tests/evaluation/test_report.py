@@ -337,6 +337,9 @@ def test_numbers_as_words() -> None:
     assert interval(estimate(1, 49.4, 72.5), "%") == "49–72%"
     assert interval(estimate(1, 1, 1), "nats") == ""
     assert change(estimate(-3.04, -8.2, 0.3), "%") == "−3.0 (−8 to 0)"
+    assert change(estimate(-3.04, -8.5, -0.5), "%") == "−3.0 (−8 to 0)"
+    assert change(estimate(0.1, -0.034, 0.2), "nats") == "+0.100 (−0.034 to 0.20)"
+    assert change(estimate(32, 26, 138), "") == "+32.0 (26 to 138)"
     assert [duration(value) for value in (45.2, 402, 7512)] == ["45 s", "6 min 42 s", "2 h 5 min"]
     assert [count(value) for value in (12800, 4_884_480, 134_515_008, 7_200_000_000)] == [
         "12,800",

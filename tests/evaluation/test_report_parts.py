@@ -267,6 +267,16 @@ def test_huge_counts_fit() -> None:
     assert "1,000,000,000,000,000 rows" in words and "1,000,000 B" in words and "277777 h" in words
 
 
+def test_on_a_phone_each_number_of_a_table_has_its_name() -> None:
+    text = render(full())
+    tables = [table for table in re.findall(r"<table.*?</table>", text, flags=re.S) if 'class="settings"' not in table]
+    plain = [table for table in tables if 'class="heat"' not in table]
+    cells = [cell for table in plain for cell in re.findall(r"<td([^>]*)>", table)]
+    assert len(cells) > 200 and all(re.fullmatch(r' data-label="[^"]{2,}"', cell) for cell in cells)
+    heat = [table.count("<span>") for table in tables if table not in plain]
+    assert heat == [12, 6, 6] * 2  # of each arm one for wide places, and two that hold the same columns for narrow ones
+
+
 # -- colours ----------------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ def cell(estimate: Mapping[str, Any] | None, unit: str) -> str:
 
 def whole(value: float) -> str:
     """Rounded, and never "-0"."""
-    return f"{value:.0f}" if abs(value) >= 0.5 else "0"
+    return f"{value:.0f}".replace("-0", "0") if abs(value) < 1 else f"{value:.0f}"
 
 
 def change(estimate: Mapping[str, Any] | None, unit: str, to: str = " to ") -> str:
@@ -81,7 +81,8 @@ def change(estimate: Mapping[str, Any] | None, unit: str, to: str = " to ") -> s
     shown = signed(estimate["value"], unit)
     if low is None or high is None or low == high:
         return shown
-    ends = (whole(end) if unit == "%" else f"{end:#.2g}" for end in (low, high))
+    digits = 0 if max(abs(low), abs(high)) >= 9.95 else 2  # "26.", "1.3e+02" are no numbers for readers
+    ends = (whole(end) if unit == "%" or not digits else f"{end:#.2g}" for end in (low, high))
     return f"{shown} ({to.join(end.replace('-', '−') for end in ends)})"
 
 

@@ -17,6 +17,7 @@ from instructrec.evaluation.numbers import (
     number,
     side,
     visible,
+    whole,
 )
 from instructrec.evaluation.summary import main_arm, title
 from instructrec.evaluation.words import Words
@@ -24,6 +25,8 @@ from instructrec.evaluation.words import Words
 EXAMPLES = 4  # shown before the others are folded away
 TOPS = (10.0, 20.0, 40.0, 60.0, 80.0, 100.0)  # of a curve in percent
 TASKS = 24  # likewise
+COLUMNS = ("clean", "score", "lost", "difference", "flips")  # of the table of all numbers, for each arm
+ABREAST = 7  # columns of a heat map beside each other on a phone
 SHADES = (2.5, 8.0, 18.0, 35.0)  # points from which a cell of the heat map is one shade stronger
 LONGEST = 3000  # pieces of text that are compared; longer ones are shown without marks
 PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|\s+|.")
@@ -50,6 +53,7 @@ def view(report: Mapping[str, Any], series: Mapping[str, int], words: Words) -> 
         "kept": _kept(found, arms, unit, words),
         **_drops(found, arms, main, words),
         "table": _table(found, arms, unit, words),
+        "heads": [words.told(arm["label"], words(f"robustness.{name}")) for arm in arms for name in COLUMNS],
         "metric": label,
         "curves": _curves(found, arms, unit, words),
         "heat": [heat for arm in arms if (heat := _heat(report, found, arm, main, words))],
@@ -208,9 +212,17 @@ def _heat(report: Any, found: Any, arm: Mapping[str, Any], main: str, words: Wor
         "arm": arm["label"],
         "main": name == main,
         "columns": [labels[column] for column in columns],
+        "groups": _groups(len(columns)),
         "rows": rows[:TASKS],
         "more_rows": rows[TASKS:],
     }
+
+
+def _groups(columns: int) -> list[tuple[int, int]]:
+    """From which to which column each of the tables goes that stand below one another on a phone, alike in size."""
+    tables = -(-columns // ABREAST)
+    places = [round(columns * table / tables) for table in range(tables + 1)]
+    return list(zip(places, places[1:], strict=False))
 
 
 def _cell(value: float | None) -> dict[str, str]:
@@ -219,7 +231,7 @@ def _cell(value: float | None) -> dict[str, str]:
         return {"text": number(None, ""), "shade": "missing"}
     strength = sum(abs(value) >= shade for shade in SHADES)
     shade = f"{'gain' if value > 0 else 'loss'}-{strength}" if strength else "none"
-    return {"text": f"{value:+.0f}".replace("-", "−") if abs(value) >= 0.5 else "0", "shade": shade}
+    return {"text": f"{value:+.0f}".replace("-", "−") if whole(value) != "0" else "0", "shade": shade}
 
 
 def _example(entry: Mapping[str, Any], found: Any, words: Words) -> dict[str, Any]:
