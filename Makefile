@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test torture fuzz check results bench-reading bench-rereading bench-cost bench-prompting bench-methods \
-	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale bench-suites bench-harness docs clean
+	bench-estimate bench-train bench-growth bench-answer bench-encoders bench-comparing bench-scale bench-suites bench-harness bench-first-step docs clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ... takes another)") if sys.version_info < (3, 11) else None'
@@ -99,6 +99,10 @@ bench-comparing: $(VENV)/.dev
 # A file of a gigabyte and five million rows: memory and time of check, splitting and the order of training.
 bench-scale: $(VENV)/.dev
 	$(BIN)/python bench/scale.py
+
+# The first step of a million rows once all are rendered: five minutes on two quiet cores.
+bench-first-step: $(VENV)/.dev
+	$(BIN)/python bench/scale.py --rows 1000000 --render --out docs/results/scale-first.json
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_settings.py
