@@ -70,7 +70,7 @@ def rates(times: int, case: dict[str, Any]) -> list[float | None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and put it into both pages; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=2000, help="simulated comparisons of each case")
+    parser.add_argument("--times", type=int, default=1000, help="simulated comparisons of each case")
     parser.add_argument("--print", action="store_true", help="leave the pages as they are")
     given = parser.parse_args(arguments)
     head = ["case", "claimed", "by a bootstrap over (row, seed)", "by a t-test over seeds", "power where detectable"]
