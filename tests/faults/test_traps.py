@@ -12,7 +12,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +376,25 @@ def test_a_trap_that_runs_is_seen(trap: Trap) -> None:
         assert any(text.startswith(event) for text in seen.events), (event, seen)
         assert trap.canary.exists() == (event in ("exec ", "pickle.find_class ")), event
         trap.canary.unlink(missing_ok=True)
+
+
+def test_a_child_may_compute_in_several_threads(tmp_path: Path) -> None:
+    """Torch's pool of threads does not survive a fork (see `watched`); without care, nine in ten of these children fail."""
+    torch.set_num_threads(torch.get_num_threads())  # a worker whose tests have set it
+
+    def action() -> int:
+        together = threading.Barrier(4)
+
+        def compute(_: int) -> float:
+            together.wait()
+            return float(torch.ones(100, 1000).to(torch.float64).sum())
+
+        with ThreadPoolExecutor(4) as pool:
+            return int(sum(pool.map(compute, range(4))))
+
+    for _ in range(5):
+        seen = watched(action, tmp_path, tmp_path)
+        assert seen.code == 400_000, seen.err
 
 
 def test_modules_in_the_working_folder_do_not_stand_in_for_libraries(trap: Trap) -> None:

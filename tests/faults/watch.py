@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _STARTS = (
     "subprocess.Popen",
     "os.system",
@@ -111,6 +113,9 @@ def watched(action: Callable[[], Any], trap: Path, allowed: Path, seconds: float
 
 
 def _watched_here(action: Callable[[], Any], trap: Path, allowed: Path) -> dict[str, Any]:
+    # After a fork torch makes its pool of threads anew on first use, without a lock: two threads that come first at once,
+    # as when weights are read by several, end in "Invalid thread pool!". This one comes first.
+    torch.set_num_threads(torch.get_num_threads())
     sys.dont_write_bytecode = True  # Python's own cache of compiled modules is no fault of ours
     out, err, events = io.StringIO(), io.StringIO(), list[str]()
     code: Any = -1
