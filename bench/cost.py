@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft.helpers import disable_input_dtype_casting
 
 from instructrec import console
 from instructrec.environment import commit_of_source
@@ -31,8 +30,11 @@ from instructrec.files import write_json, write_text
 from instructrec.inference.engine import Sampling, stream
 from instructrec.models import backbone as backbones
 from instructrec.models.methods import get
-from instructrec.models.reading import Reading, ReadingPlan, install
+from instructrec.models.methods.through_peft import uncast
+from instructrec.models.reading import Reading, ReadingPlan
 from instructrec.prompts.template import Rendered
+from instructrec.recipes.memory import keeping_memory
+from instructrec.recipes.reading import behind
 from instructrec.training.batching import Layout
 from instructrec.training.loop import Plan, make_optimizer
 from instructrec.training.loss import token_losses
@@ -114,11 +116,7 @@ class Trainer:
         method = get("lora")
         options = {"rank": RANK, "alpha": 32.0, "dropout": 0.0, "target": "all-linear"}
         self.tuned = method.attach(loaded.model, options, 0)
-        for name in plan.adapters:
-            method.add(self.tuned, name, options, 1)
-        if plan.plain:
-            install(self.tuned.get_base_model())
-        self.model = self.tuned if plan.plain else Reading(self.tuned, plan, method.using)
+        self.model = behind(plan, self.tuned, method, options, 0, rows=[], checkpoint=None)
         self.plan, self.shape = plan, shape
         self.accelerator = Accelerator(cpu=True, mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
         self.optimizer = make_optimizer(self.model, Plan(epochs=1, batch_tokens=1, learning_rate=1e-3))
@@ -131,9 +129,9 @@ class Trainer:
         """Seconds of one step."""
         self.model.train()
         started = time.perf_counter()
-        with disable_input_dtype_casting(self.tuned):
+        with uncast(self.tuned if self.accelerator.mixed_precision == "bf16" else None):
             with self.accelerator.autocast():
-                loss = token_losses(self.model, self.batch, self.model).mean()
+                loss = token_losses(self.model, self.batch).mean()
             self.accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +164,7 @@ def training(model: str, rounds: int, shapes: dict[str, Shape]) -> dict[str, Any
 
 
 def memory(model: str, shapes: dict[str, Shape]) -> dict[str, Any]:
-    """Peak megabytes above the loaded model of two steps, each plan in a process of its own."""
+    """Peak megabytes above the loaded model of three steps, each plan in a process of its own."""
     result: dict[str, Any] = {}
     for name in shapes:
         result[name] = {}
@@ -180,8 +178,9 @@ def memory(model: str, shapes: dict[str, Shape]) -> dict[str, Any]:
 def _peak(model: str, name: str, plan: str) -> float:
     trainer = Trainer(model, PLANS[plan], SHAPES[name])
     before = _status("VmRSS")
-    for _ in range(2):
-        trainer.step()
+    with keeping_memory():
+        for _ in range(3):
+            trainer.step()
     return (_status("VmHWM") - before) / 1024
 
 
@@ -282,6 +281,8 @@ def main() -> int:
         for name, one in SHAPES.items()
     }
     commit, dirty = commit_of_source()
+    with keeping_memory():  # as a run does
+        steps = training(arguments.model, arguments.rounds, shapes)
     result: dict[str, Any] = {
         "command": " ".join(["python bench/cost.py", *sys.argv[1:]]),
         "commit": commit,
@@ -291,7 +292,7 @@ def main() -> int:
         "precision": str(backbones.compute_dtype("auto")).removeprefix("torch."),
         "rounds": arguments.rounds,
         "shapes": {name: [one.rows, one.instruction, one.answer] for name, one in shapes.items()},
-        "training": training(arguments.model, arguments.rounds, shapes),
+        "training": steps,
         "memory": memory(arguments.model, shapes),
         "answering": answering(arguments.model, arguments.rounds, [int(64 * scale), int(800 * scale)], 24),
     }

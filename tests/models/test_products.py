@@ -39,7 +39,7 @@ def both(given: tuple[torch.Tensor, ...], mask: torch.Tensor | None, seen: torch
 @pytest.mark.parametrize(("tokens", "keys"), [(1, 1), (5, 5), (3, 9), (8, 8), (20, 20), (17, 30)])
 def test_causal_attention_without_a_mask(monkeypatch: pytest.MonkeyPatch, tokens: int, keys: int, kept: int) -> None:
     monkeypatch.setattr(products, "BLOCK", 8)
-    monkeypatch.setattr(products, "_RECOMPUTED", kept)
+    monkeypatch.setattr(products, "_KEPT", kept)
     seen = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)[None, None]
     both(tensors(tokens, keys), None, seen, scaling=0.3)
 
@@ -77,7 +77,7 @@ def test_blocks_look_no_further_than_they_see(monkeypatch: pytest.MonkeyPatch) -
 def test_dropout_is_drawn_again_alike_where_scores_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     grads = []
     for kept in (10**6, 0):
-        monkeypatch.setattr(products, "_RECOMPUTED", kept)
+        monkeypatch.setattr(products, "_KEPT", kept)
         given = tensors(6, 6)
         torch.manual_seed(3)
         products.attention(*given, None, dropout=0.5).square().sum().backward()

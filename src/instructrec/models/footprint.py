@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 
-BLOCK, RECOMPUTED = 256, 1024  # of products.py, which brings torch; a test holds them to it
+BLOCK, KEPT = 256, 1 << 21  # of products.py, which brings torch; a test holds them to it
 # Feed-forward parts without a gate, and how many copies of F a token leaves for the backward pass there.
 _UNGATED = {"gpt2": 6, "opt": 2, "gpt_neox": 2, "bloom": 4, "phi": 6, "starcoder2": 6, "gpt_bigcode": 6, "marian": 2}
 _FOUR_NORMS = ("gemma2", "gemma3", "gemma3_text")
@@ -203,8 +203,8 @@ def per_layer(model: Architecture, tuned: Method, shape: Shape, half: bool) -> i
 
 
 def _shares(model: Architecture, shape: Shape, size: int) -> int:
-    """Bytes of the attention shares that are kept, up to 1,024 keys; each block of queries looks back to the start."""
-    if shape.tokens > RECOMPUTED:
+    """Bytes of the attention shares that are kept, if they are; each block of queries looks back to the start."""
+    if shape.tokens**2 > KEPT:
         return 0
     starts = range(0, shape.tokens, BLOCK)
     seen = sum(min(BLOCK, shape.tokens - start) * min(start + BLOCK, shape.tokens) for start in starts)

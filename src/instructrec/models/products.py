@@ -12,7 +12,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 BLOCK = 256  # queries that are taken together
-_RECOMPUTED = 1024  # keys from which a block's scores are computed again in the backward pass instead of being kept
+# Scores of a head and row, T x K, up to which they are kept for the backward pass; above, they are computed again.
+# The limit is 1,448 tokens read once, or two readings of a thousand; 28 MB a layer in bf16 with nine heads at the most.
+_KEPT = 1 << 21
 
 Reach = tuple[tuple[int, int], ...]  # for each block of queries: the first key that one of them sees, and the last + 1
 
@@ -53,7 +55,7 @@ def attention(
         else:
             part = _added(mask[:, :, here, first:last], query.dtype)
         given = (query[:, :, here], key[:, :, first:last], value[:, :, first:last], part, scaling, dropout)
-        if keys > _RECOMPUTED and torch.is_grad_enabled():
+        if tokens * keys > _KEPT and torch.is_grad_enabled():
             parts.append(checkpoint(_block, *given, use_reentrant=False))
         else:
             parts.append(_block(*given))
