@@ -59,10 +59,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "trl_padding_free": _BF16 | {"config": _PLAIN | {"padding_free": True}},
     "trl_packed": _BF16 | {"config": {"gradient_checkpointing": False, "packing": True, "rows": 1}},
 }
-_ALLOCATOR = {
+# As the command line sets it; the other side has OpenMP's and torch's defaults.
+_OURS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "THP_MEM_ALLOC_ENABLE": "1"}
+_ALLOCATOR = _OURS | {
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "THP_MEM_ALLOC_ENABLE": "1",
 }
 ARMS["trl_allocator"] = ARMS["trl_grouped"] | {"environment": _ALLOCATOR}  # what we set for ourselves
 MAIN = ("ours", "trl", "trl_allocator")
@@ -174,10 +175,9 @@ def work(model: str, rows: Sequence[Row]) -> float:
 
 def measure(job: dict[str, Any], python: str) -> dict[str, Any]:
     """What one process tells."""
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    if job["arm"]["side"] == "ours":  # as the command line sets it
-        environment["THP_MEM_ALLOC_ENABLE"] = "1"
-    environment |= job["arm"].get("environment", {})
+    environment = {key: value for key, value in os.environ.items() if key not in _OURS}
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment |= _OURS if job["arm"]["side"] == "ours" else job["arm"].get("environment", {})
     processes = job["arm"].get("processes", 1)
     if job["device"] == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -220,9 +220,12 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 (a bug of ours), 2 (bad input), 3 (the machine), 130 (Ctrl-C)."""
-    # Threads that wait by spinning lose eightfold as soon as another program wants a core; OpenMP reads this when
-    # torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait by spinning are two to eight times slower as soon as another program wants a core, and those that
+    # sleep at once are a tenth slower where none does; a thousand turns lose little in both (docs/decisions.md).
+    # OpenMP reads this when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in large pages, where programs may choose
     arguments, debug = _arguments(sys.argv[1:] if argv is None else argv)
     try:

@@ -68,10 +68,14 @@ def test_no_machine_is_named(document: Path) -> None:
 
 
 def test_threads_wait_asleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert cli.main(["version"]) == 0 and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert cli.main(["version"]) == 0 and os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    policy, turns = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+    for name in (policy, turns):
+        monkeypatch.setenv(name, "")  # so that what is set here is taken back
+        del os.environ[name]
+    assert cli.main(["version"]) == 0 and (os.environ[policy], os.environ[turns]) == ("PASSIVE", "1000")
+    del os.environ[turns]
+    os.environ[policy] = "ACTIVE"
+    assert cli.main(["version"]) == 0 and os.environ[policy] == "ACTIVE" and turns not in os.environ
 
 
 def test_rejected_rows_of_before_beside_a_file_that_is_missing(tmp_path: Path) -> None:
