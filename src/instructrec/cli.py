@@ -220,8 +220,8 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 (a bug of ours), 2 (bad input), 3 (the machine), 130 (Ctrl-C)."""
-    # Threads that wait by spinning are two to eight times slower as soon as another program wants a core; those that sleep
-    # at once are a tenth slower where none does; a thousand turns lose little in both (docs/decisions.md).
+    # Threads that wait by spinning are two to eight times slower as soon as another program wants a core; those that
+    # sleep at once are a tenth slower where none does; a thousand turns lose little in both (docs/decisions.md).
     # OpenMP reads this when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
