@@ -3,6 +3,7 @@
     python bench/train.py --trl-python VENV/bin/python     # an hour on two quiet cores
     python bench/train.py --size gpu                       # on a CUDA device
     python bench/train.py --size tiny --out FOLDER         # to try it: our side on a tiny random model, a minute
+    python bench/train.py --profile                        # where the time of our side goes, three minutes
     python bench/train.py --page                           # page and picture from the files that are there
 
 Both sides get the same token ids, batch rows, steps, rank, target modules, learning rate and seeds. Each measurement is
@@ -27,7 +28,7 @@ from typing import Any
 
 from cost import Shape, operations
 from reading_data import generated, read_jsonl, tiny_model
-from train_page import draw, page
+from train_page import draw, page, where_it_goes
 
 from instructrec import console, read
 from instructrec.environment import commit_of_source, describe
@@ -228,6 +229,20 @@ def measure_all(given: argparse.Namespace, folder: Path, model: str, renderer: A
                 console.say(f"{file.stem}: {speed:,.0f} tokens/s, {peak:,.0f} MB, loss {told['held_loss']:.3f}")
 
 
+def profile(given: argparse.Namespace, folder: Path, model: str, renderer: Any) -> None:
+    """Where the time of our side goes: one run of each set under torch's profiler, in one thread."""
+    commit, dirty = commit_of_source()
+    for name, one in SETS[given.size].items():
+        rows, held = rows_of(name, given.size, 0, renderer)
+        job = {
+            "rows": rows, "held": held, "batch_rows": one.rows, "warm": one.warm, "arm": ARMS["ours"],
+            "device": given.device, "threads": 1, "model": model, "steps": one.steps + one.warm, "rate": RATE,
+            "seed": 0, "profile": True,
+        }  # fmt: skip
+        shares = measure(job, sys.executable)["profile"]
+        write_json(folder / f"{name}-profile.json", {"set": name, "commit": commit, "dirty": dirty, "shares": shares})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not there, then write page and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -240,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--trl-python", default=os.environ.get("TRL_PYTHON", ""), help="a Python that has trl")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--profile", action="store_true", help="where the time of our side goes, nothing else")
     parser.add_argument("--page", action="store_true", help="measure nothing")
     given = parser.parse_args(arguments)
     given.device = given.device or ("cuda" if given.size == "gpu" else "cpu")
@@ -268,7 +284,7 @@ def _run(given: argparse.Namespace, folder: Path, model: str, make_renderer: Any
     machine = folder / f"machine-{given.device}.md"
     if not machine.exists():  # how much memory is free changes, and a changed file would stand in every result
         write_text(machine, describe() + "\n")
-    measure_all(given, folder, model, renderer)
+    (profile if given.profile else measure_all)(given, folder, model, renderer)
     return _write(given, folder)
 
 
@@ -276,7 +292,8 @@ def _write(given: argparse.Namespace, folder: Path) -> int:
     found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*-r*.json"))]
     named = [given.size] if given.size == "tiny" else ["gpu", "cpu"]
     titles = {name: one.title for size in named for name, one in SETS[size].items()}
-    write_text(given.out / "train.md", page(found, titles))
+    profiles = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*-profile.json"))]
+    write_text(given.out / "train.md", page(found, titles) + where_it_goes(profiles, titles))
     draw(found, titles, given.out / "train.png")
     return 0
 

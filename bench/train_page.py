@@ -118,6 +118,27 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def where_it_goes(profiles: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+    """A table of the shares of time, an operation's kind a row and a set a column; nothing without profiles."""
+    if not profiles:
+        return ""
+    first = profiles[0]["shares"]
+    first = profiles[0]["shares"]
+    kinds = sorted({kind for one in profiles for kind in one["shares"]}, key=lambda kind: -first.get(kind, 0))
+    commits = ", ".join(sorted({f"{one['commit']}{' with changes' if one['dirty'] else ''}" for one in profiles}))
+    lines = ["", "## Where the time goes", ""]
+    lines += [
+        f"`python bench/train.py --profile`, commit {commits}: shares of the time of InstructRec's steps, by torch's"
+    ]
+    lines += ["profiler, one thread. What it takes itself is in the rest, beside the time between operations.", ""]
+    lines += ["| | " + " | ".join(titles[one["set"]] for one in profiles) + " |"]
+    lines += ["| --- |" + " ---: |" * len(profiles)]
+    lines += [
+        f"| {kind} | " + " | ".join(f"{one['shares'].get(kind, 0.0):.0%}" for one in profiles) + " |" for kind in kinds
+    ]
+    return "\n".join([*lines, ""])
+
+
 def draw(found: Sequence[Result], titles: Mapping[str, str], file: Path) -> None:
     """Speed against memory, a panel for each set, device and number of threads; nothing without results."""
     from matplotlib.figure import Figure
@@ -149,4 +170,4 @@ def draw(found: Sequence[Result], titles: Mapping[str, str], file: Path) -> None
     figure.savefig(file, dpi=110)
 
 
-__all__ = ["NAMES", "by_arm", "draw", "page", "per_core", "ratio", "share", "speed"]
+__all__ = ["NAMES", "by_arm", "draw", "page", "per_core", "ratio", "share", "speed", "where_it_goes"]

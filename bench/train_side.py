@@ -79,6 +79,46 @@ def product_rate(device: str, dtype: Any) -> float:
     return 2 * size**3 / statistics.median(seconds[1:])
 
 
+# What an operation is for, by its name; those that are not named are "the rest".
+_KINDS = {
+    "attention": ("bmm", "_softmax", "_softmax_backward_data", "masked_fill", "masked_fill_", "le", "baddbmm"),
+    "the loss": ("_log_softmax", "exp", "gather", "nll_loss_forward"),
+    "norms, activations, rotation, sums": (
+        "mul", "mul_", "add", "add_", "sub", "neg", "pow", "rsqrt", "mean", "sum", "div", "div_", "silu",
+        "silu_backward", "gelu", "gelu_backward", "rsub", "cos", "sin",
+    ),
+    "copies and changes of type": ("copy_", "cat", "clone", "fill_", "zero_", "index", "index_select"),
+    "the optimizer": ("_fused_adamw_", "_foreach_add_", "_foreach_mul_", "lerp_", "addcmul_", "addcdiv_"),
+}  # fmt: skip
+_PRODUCTS = ("mm", "addmm", "addmm_")
+
+
+def kind_of(operation: str, shapes: list[list[int]], words: int) -> str:
+    """What an operation of the profile is for. shapes: of its inputs; words: of the vocabulary."""
+    name = operation.removeprefix("aten::")
+    if name in _PRODUCTS:
+        sizes = {size for shape in shapes for size in shape}
+        if words in sizes:
+            return "products with the head"
+        return "LoRA's products" if RANK in sizes else "products with frozen weights"
+    return next((kind for kind, names in _KINDS.items() if name in names), "the rest")
+
+
+def profiled(work: Any, words: int) -> tuple[Any, dict[str, float]]:
+    """What `work()` gives, and the share of its processor time that each kind of operation takes by itself."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as found:
+        result = work()
+    seconds: dict[str, float] = {}
+    for entry in found.key_averages(group_by_input_shape=True):
+        shapes = [[int(size) for size in shape] for shape in entry.input_shapes if isinstance(shape, list) and shape]
+        kind = kind_of(entry.key, [shape for shape in shapes if all(isinstance(one, int) for one in shape)], words)
+        seconds[kind] = seconds.get(kind, 0.0) + float(entry.self_cpu_time_total)
+    total = sum(seconds.values())
+    return result, {kind: spent / total for kind, spent in sorted(seconds.items(), key=lambda one: -one[1])}
+
+
 def held_loss(model: Any, rows: list[dict[str, Any]], device: str, dtype: Any) -> float:
     """Nats per supervised token of held-out rows, each by itself, by the same few lines for both sides."""
     import torch
@@ -160,8 +200,15 @@ def ours(job: Job) -> dict[str, Any]:
         training = Training(model, rows, plan, accelerator, group)
         stamps = [now()]
         with uncast(tuned if dtype == torch.bfloat16 else None):
-            outcome = training.run(Monitor({}), Hooks(log=lambda entry: stamps.append(now())))
+            hooks = Hooks(log=lambda entry: stamps.append(now()))
+            shares: dict[str, float] = {}
+            if job.get("profile"):
+                words = backbone.model.get_output_embeddings().weight.shape[0]
+                outcome, shares = profiled(lambda: training.run(Monitor({}), hooks), words)
+            else:
+                outcome = training.run(Monitor({}), hooks)
         result = told(job, stamps, [list(step) for step in outcome.row_log], memory.peak())
+        result |= {"profile": shares} if shares else {}
         # Each process of several tells of its own rows and memory.
         for key in ("tokens", "supervised", "memory", "processor_seconds"):
             result[key] = sum(group.exchange(result[key]))

@@ -239,8 +239,10 @@ class ReadingSettings(Settings):
     )
     deep: bool = Field(False, description="in training, answer after every reading")
     slots: int = Field(0, ge=0, le=256, description="learned keys and values that stand before the instruction")
-    memory: Literal["all", "sink+last"] = Field(
-        "all", description="what an answer sees: all readings, or the last one and the first tokens of the first"
+    memory: Literal["all", "sink+last", "ahead"] = Field(
+        "all",
+        description="what is seen of earlier readings: all; by answers only the first tokens of the first; "
+        "or only what a reading has not come to yet, by answers nothing",
     )
     direction: Literal["causal", "bidirectional"] = Field(
         "causal", description="attention inside readings from the second on"

@@ -63,6 +63,25 @@ def test_our_side_from_rows_to_page_and_what_is_there_is_not_measured_again(
     assert all(str(row["input_ids"])[1:-1] not in text for row in job["rows"]), "a result holds no rows"
 
 
+def test_where_the_time_goes(in_process: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert train.main(["--size", "tiny", "--profile", "--out", str(tmp_path)]) == 0
+    shares = json.loads((tmp_path / "train" / "short-profile.json").read_text())["shares"]
+    assert sum(shares.values()) == pytest.approx(1.0) and min(shares.values()) >= 0
+    assert {"products with frozen weights", "LoRA's products", "products with the head", "attention"} < set(shares)
+    page = (tmp_path / "train.md").read_text()
+    assert "| | toy rows |" in page and "| LoRA's products | " in page
+
+
+def test_operations_are_told_apart_by_name_and_shape() -> None:
+    told = train_side.kind_of
+    assert told("aten::mm", [[64, 576], [576, 1536]], 49152) == "products with frozen weights"
+    assert told("aten::addmm_", [[64, 576], [64, 16], [16, 576]], 49152) == "LoRA's products"
+    assert told("aten::mm", [[9, 576], [576, 49152]], 49152) == "products with the head"
+    assert told("aten::_softmax", [[1, 9, 64, 64]], 49152) == "attention"
+    assert told("aten::silu", [[64, 1536]], 49152) == "norms, activations, rotation, sums"
+    assert told("torch::autograd::AccumulateGrad", [], 49152) == "the rest"
+
+
 def tiny_start(job: dict[str, Any]) -> Any:
     """The model of a job before any step."""
     import tempfile

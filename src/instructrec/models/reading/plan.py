@@ -24,7 +24,7 @@ MOST_STROKES = 8
 CHOICES = {
     "prior": ("tuned", "frozen"),
     "stroke_adapters": ("shared", "separate"),
-    "memory": ("all", "sink+last"),
+    "memory": ("all", "sink+last", "ahead"),
     "direction": ("causal", "bidirectional"),
     "mix": ("concat", "gated"),
 }
@@ -36,7 +36,7 @@ class ReadingPlan:
 
     strokes: R, or several of which one is drawn for each training step.  prior: weights of stroke 1.
     stroke_adapters: one phi for all strokes, or one each.  deep: in training, answer after every stroke.
-    slots: S.  memory: what the answer sees.  direction: attention inside strokes from the second on.
+    slots: S.  memory: what is seen of earlier strokes.  direction: attention inside strokes from the second on.
     mix: how a stroke joins the memory.  Raises InputError for a plan that has no meaning.
     """
 
@@ -71,6 +71,8 @@ class ReadingPlan:
         if self.mix == "gated" and not differ:  # the gates would never have a gradient
             wanted = "want direction=bidirectional, prior=frozen or stroke_adapters=separate"
             raise InputError(f"mix: gated averages two equal readings ({wanted})")
+        if self.mix == "gated" and self.memory == "ahead":
+            raise InputError("memory: ahead needs strokes that see each other (got mix=gated, want mix=concat)")
         if self.stroke_adapters == "separate":
             if self.prior == "frozen" and self.most == 2:
                 raise InputError("stroke_adapters: with prior=frozen and two strokes only one of them is tuned")
