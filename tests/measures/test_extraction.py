@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from instructrec.measures.extraction import RULES, Extractor
+from instructrec.measures.extraction import RULES, Extractor, extracted
 
 LABELS = ("positive", "negative", "card", "lost_card", "正面", "负面")
 
@@ -59,3 +59,10 @@ def test_off_is_off() -> None:
 def test_labels_that_read_alike_stand_for_neither() -> None:
     found = Extractor(("a_b", "a b", "other"), one_line=True)
     assert found("it is a b there") == ("it is a b there", "none") and found("the other one") == ("other", "label")
+
+
+def test_texts_are_looked_through_as_their_right_answers_are() -> None:
+    texts = ["\nred\nand more", "blue"]
+    assert extracted(texts, [["red"], ["blue", "sky"]], None) == ["red", "blue"]
+    assert extracted(texts, [["red"], ["two\nlines"]], None) == texts
+    assert extracted(["It is positive."], [["positive"]], LABELS) == ["positive"]

@@ -214,6 +214,14 @@ def test_a_metric_of_answers_can_be_watched(quick: Any) -> None:
     assert load(folder / "run.json")["training"]["watch"] == watch
 
 
+def test_what_is_watched_is_the_answer_found_in_a_text(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instructrec.prompts.template.Renderer.decode", lambda self, ids: "LAMP\nand so on")
+    rows = [{"instruction": "Say lamp", "output": "LAMP"}]
+    folder = quick(watch="exact_match", validation=rows, max_steps=1).folder
+    looks = [entry["look"] for entry in entries(folder) if "look" in entry]
+    assert {figures["exact_match"] for look in looks for figures in look.values()} == {100.0}
+
+
 def test_a_metric_that_does_not_fit_the_rows_is_named_with_its_reason(quick: Any, tmp_path: Path) -> None:
     message = refused(quick, watch="bleu", max_steps=1)
     assert message == "watch: bleu can't be computed on these rows"

@@ -22,6 +22,12 @@ RULES = ("whole", "first_line", "label", "none")
 _MARKS = "\"'`*“”‘’「」《》()[]（）:：,，!！ "
 
 
+def extracted(texts: Sequence[str], references: Sequence[Sequence[str]], labels: Sequence[str] | None) -> list[str]:
+    """The answers found in what was written, as every score takes them. references: the right answers of each row."""
+    extract = Extractor(labels, not any("\n" in text for some in references for text in some))
+    return [extract(text)[0] for text in texts]
+
+
 class Extractor:
     """labels: a closed set of them, or None.  one_line: every right answer is one line."""
 

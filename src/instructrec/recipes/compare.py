@@ -20,6 +20,7 @@ from ..data.facts import different_answers
 from ..data.records import Record
 from ..environment import commit_of_source
 from ..errors import InputError
+from ..measures.extraction import extracted
 from ..measures.metrics import label_set, score
 from ..settings import checked, resolve
 from . import testrows
@@ -208,7 +209,8 @@ def _judged(
             given = [results[name, seed]["suites"][suite] for seed, parts in of_seed.items() if suite in parts]
             texts = [text for one in given for text in one["answers"]]
             losses = [pair for one in given for pair in zip(one["nats"], one["tokens"], strict=True)]
-            scores[name] = score(texts, [record.answers for record in records], labels=labels, losses=losses)
+            right = [record.answers for record in records]
+            scores[name] = score(extracted(texts, right, labels), right, labels=labels, losses=losses)
             tokens[name] = [count for _, count in losses]
         skipped = {}
         if len(set(map(tuple, tokens.values()))) > 1:  # nats a token of two tokenizers can't be compared

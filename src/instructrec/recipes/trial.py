@@ -27,7 +27,7 @@ from .rows import Data
 from .runfolder import RUN_FILE
 from .testrows import SeedRows
 
-FORMAT = 1
+FORMAT = 2  # 1 scored all that was written
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,7 @@ def _tested(
     """Answers, scores and losses of each row of each suite."""
     from ..evaluation.arms import Bench
     from ..inference.loading import open_target
+    from ..measures.extraction import extracted
     from ..measures.metrics import METRICS, score
 
     loaded = open_target(str(folder), precision=settings.precision, offline=settings.offline)
@@ -208,7 +209,8 @@ def _tested(
     for name, records in suites.items():
         with console.progress(len(records), f"Answering {name}", unit="rows") as bar:
             answered = bench.answer("tuned", asked[name][0], bar.advance)
-        scores = score(answered.texts, [one.answers for one in records], labels=labels, losses=answered.losses)
+        right = [one.answers for one in records]
+        scores = score(extracted(answered.texts, right, labels), right, labels=labels, losses=answered.losses)
         by_row = [metric for metric in scores.statistics if METRICS[metric].per_row]
         found[name] = {
             "rows": [record.key for record in records],

@@ -17,6 +17,7 @@ from ..data.splits import SEEN, UNSEEN, plan_held_out, plan_test
 from ..errors import InputError, did_you_mean
 from ..inference.engine import Sampling, generate
 from ..inference.loading import positions
+from ..measures.extraction import extracted
 from ..measures.metrics import METRICS, label_set, score
 from ..models.backbone import Backbone
 from ..models.reading import Reading
@@ -224,7 +225,7 @@ class Watcher:
         answers = {number: ids for part in self.group.exchange(list(answers.items())) for number, ids in part}
         texts = [self.renderer.decode(answers[number]) for number in range(len(rows))]
         accepted = [self.renderer.accepted(record.answers) for record in records]
-        scores = score(texts, accepted, labels=self.labels, losses=losses)
+        scores = score(extracted(texts, accepted, self.labels), accepted, labels=self.labels, losses=losses)
         watch = self.settings.watch
         if watch not in scores.statistics:
             why = " (no closed set of labels)" if watch in ("accuracy", "macro_f1") else ""
