@@ -58,6 +58,36 @@ def ratio(ours: Sequence[Result], other: Sequence[Result], of: Callable[[Result]
     return statistics.median(common) if common else None
 
 
+def at_equal_memory(groups: Mapping[Key, list[Result]], where: tuple[str, str, int]) -> str:
+    """How much faster the quickest of our arms is that takes no more memory than an arm of TRL's, for the arm where
+    this is least; nothing where either side was not measured in the same rounds."""
+
+    def memory(arm: str) -> float:
+        return statistics.median(float(one["memory"]) for one in groups[(*where, arm)])
+
+    arms = [key[3] for key in groups if key[:3] == where]
+    ours = [arm for arm in arms if arm.startswith("ours")]
+    found: list[tuple[float, str, str]] = []
+    beyond = []
+    for other in [arm for arm in arms if not arm.startswith("ours")]:
+        fitting = [arm for arm in ours if memory(arm) <= memory(other)]
+        ratios = [(ratio(groups[(*where, arm)], groups[(*where, other)]), arm) for arm in fitting]
+        known = [(value, arm) for value, arm in ratios if value is not None]
+        if known:
+            best, arm = max(known)
+            found.append((best, other, arm))
+        elif not fitting:
+            beyond.append(other)
+    if not found:
+        return ""
+    least, other, arm = min(found)
+    text = "At equal memory: with no more than each of TRL's settings takes, InstructRec is at least "
+    text += f"{least:.2f} times as fast ({NAMES[arm]} against {NAMES[other]})."
+    if beyond:
+        text += f" Less memory than any of ours: {', '.join(NAMES[one] for one in beyond)}."
+    return text
+
+
 def _spread(values: Sequence[float]) -> str:
     middle = statistics.median(values)
     return f"{middle:.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
@@ -114,7 +144,7 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
         lines += ["| | runs | supervised tokens/s | tokens/s | a core | share | memory, MB | loss | ours against it |"]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"]
         lines += [_row(groups, (name, device, threads, arm)) for arm in NAMES if (name, device, threads, arm) in groups]
-        lines.append("")
+        lines += ["", equal, ""] if (equal := at_equal_memory(groups, (name, device, threads))) else [""]
     return "\n".join(lines)
 
 
@@ -170,4 +200,4 @@ def draw(found: Sequence[Result], titles: Mapping[str, str], file: Path) -> None
     figure.savefig(file, dpi=110)
 
 
-__all__ = ["NAMES", "by_arm", "draw", "page", "per_core", "ratio", "share", "speed", "where_it_goes"]
+__all__ = ["NAMES", "at_equal_memory", "by_arm", "draw", "page", "per_core", "ratio", "share", "speed", "where_it_goes"]

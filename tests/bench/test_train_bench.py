@@ -141,6 +141,19 @@ def test_ratios_are_medians_over_rounds() -> None:
     assert any(line.endswith("| 8 | 83 | 100 | 20% | 500 | 2.100 (2.000 to 2.200) | 2.00, 1.00 |") for line in lines)
 
 
+def test_at_equal_memory_only_arms_that_fit_are_compared() -> None:
+    found = [result("ours", 0, 2.0, memory=9e8), result("ours_split", 0, 4.0, memory=4e8)]
+    found += [result("trl", 0, 10.0, memory=5e8), result("trl_grouped", 0, 5.0, memory=1e9)]
+    groups = train_page.by_arm(found)
+    told = train_page.at_equal_memory(groups, ("short", "cpu", 2))
+    # 10 s against 4 s within 500 MB, 5 s against 2 s within a gigabyte
+    assert "at least 2.50 times as fast" in told and "Less memory" not in told
+    found.append(result("trl_selective", 0, 1.0, memory=1e8))
+    told = train_page.at_equal_memory(train_page.by_arm(found), ("short", "cpu", 2))
+    assert told.endswith("Less memory than any of ours: TRL, bf16 weights, selective checkpointing, grouped by length.")
+    assert train_page.at_equal_memory(train_page.by_arm(found[:2]), ("short", "cpu", 2)) == ""
+
+
 def test_growth_of_a_known_power(tmp_path: Path) -> None:
     assert growth.exponent([(1, 3.0), (2, 12.0), (4, 48.0)]) == pytest.approx(2.0)
     points = [{"point": {"rows": n}, "seconds": 0.5 * n, "memory": 1e6 * n**0.5} for n in (1, 2, 4)]
