@@ -93,6 +93,15 @@ def _spread(values: Sequence[float]) -> str:
     return f"{middle:.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
+def _beside(own: Sequence[Result], other: Sequence[Result]) -> str:
+    """How much higher the loss is than ours of the same rounds: the mean and its standard error, from three rounds on."""
+    ours = {one["round"]: one["held_loss"] for one in own}
+    apart = [one["held_loss"] - ours[one["round"]] for one in other if one["round"] in ours]
+    if len(apart) < 3:
+        return ""
+    return f"{statistics.mean(apart):+.3f} ± {statistics.stdev(apart) / len(apart) ** 0.5:.3f}"
+
+
 def _row(groups: Mapping[Key, list[Result]], key: Key) -> str:
     results = groups[key]
     own = groups.get((*key[:3], "ours"), [])
@@ -108,6 +117,7 @@ def _row(groups: Mapping[Key, list[Result]], key: Key) -> str:
         f"{median(share(one) for one in results):.0%}",
         f"{median(one['memory'] for one in results) / 1e6:,.0f}",
         losses,
+        "" if key[3] == "ours" else _beside(own, results),
         "" if faster is None or lighter is None or key[3] == "ours" else f"{faster:.2f}, {lighter:.2f}",
     ]
     return "| " + " | ".join(parts) + " |"
@@ -128,8 +138,9 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
         "products that the rows need (forward, and backward for inputs, bench/cost.py; recomputation and the",
         "adapter left out) were all there is, at the rate of a large product in the same process, both in",
         "processor time (on CUDA by the clock). Memory: the most above the process with the model loaded. Loss:",
-        "nats a token on rows kept out, after the steps, median and range. Ours against it: medians of the rounds'",
-        "ratios, of tokens a second and of tokens a second of processor time.",
+        "nats a token on rows kept out, after the steps, median and range; less ours: mean of the rounds' differences",
+        "and its standard error. Ours against it: medians of the rounds' ratios, of tokens a second and of tokens a",
+        "second of processor time.",
         "",
         "![Speed against memory](train.png)",
         "",
@@ -141,8 +152,10 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
             one["batch_rows"] for key, part in groups.items() if key[:3] == (name, device, threads) for one in part
         )
         lines += [f"## {titles[name]}, {rows} to a step, {where}", ""]
-        lines += ["| | runs | supervised tokens/s | tokens/s | a core | share | memory, MB | loss | ours against it |"]
-        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"]
+        lines += [
+            "| | runs | supervised tokens/s | tokens/s | a core | share | memory, MB | loss | less ours | ours against it |"
+        ]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"]
         lines += [_row(groups, (name, device, threads, arm)) for arm in NAMES if (name, device, threads, arm) in groups]
         lines += ["", equal, ""] if (equal := at_equal_memory(groups, (name, device, threads))) else [""]
     return "\n".join(lines)

@@ -130,15 +130,18 @@ def result(arm: str, number: int, seconds: float, **more: Any) -> dict[str, Any]
 
 def test_ratios_are_medians_over_rounds() -> None:
     found = [result("ours", n, s) for n, s in enumerate((4.0, 5.0, 8.0))]
-    found += [result("trl", n, s) for n, s in enumerate((8.0, 15.0, 12.0))]
+    found += [result("trl", n, s, held_loss=2.1 + n / 10) for n, s in enumerate((8.0, 15.0, 12.0))]
     groups = train_page.by_arm(found)
     ours, other = groups["short", "cpu", 2, "ours"], groups["short", "cpu", 2, "trl"]
     assert train_page.ratio(ours, other) == 2.0 and train_page.ratio(ours, []) is None
     assert train_page.share(found[0]) == 0.2 and train_page.share(found[0] | {"device": "cuda"}) == 0.5
     lines = train_page.page(found, {"short": "short rows"}).splitlines()
     assert "## short rows, 16 to a step, 2 threads" in lines
-    assert "| InstructRec | 3 | 20 | 200 | 100 | 20% | 500 | 2.100 (2.000 to 2.200) |  |" in lines
-    assert any(line.endswith("| 8 | 83 | 100 | 20% | 500 | 2.100 (2.000 to 2.200) | 2.00, 1.00 |") for line in lines)
+    assert "| InstructRec | 3 | 20 | 200 | 100 | 20% | 500 | 2.100 (2.000 to 2.200) |  |  |" in lines
+    assert any(
+        line.endswith("| 8 | 83 | 100 | 20% | 500 | 2.200 (2.100 to 2.300) | +0.100 ± 0.000 | 2.00, 1.00 |")
+        for line in lines
+    )
 
 
 def test_at_equal_memory_only_arms_that_fit_are_compared() -> None:
