@@ -94,7 +94,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _beside(own: Sequence[Result], other: Sequence[Result]) -> str:
-    """How much higher the loss is than ours of the same rounds: the mean and its standard error, from three rounds on."""
+    """How much higher the loss is than ours of the same rounds: mean and standard error, from three rounds on."""
     ours = {one["round"]: one["held_loss"] for one in own}
     apart = [one["held_loss"] - ours[one["round"]] for one in other if one["round"] in ours]
     if len(apart) < 3:
@@ -152,9 +152,8 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
             one["batch_rows"] for key, part in groups.items() if key[:3] == (name, device, threads) for one in part
         )
         lines += [f"## {titles[name]}, {rows} to a step, {where}", ""]
-        lines += [
-            "| | runs | supervised tokens/s | tokens/s | a core | share | memory, MB | loss | less ours | ours against it |"
-        ]
+        columns = ["runs", "supervised tokens/s", "tokens/s", "a core", "share", "memory, MB", "loss", "less ours"]
+        lines += ["| | " + " | ".join([*columns, "ours against it"]) + " |"]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"]
         lines += [_row(groups, (name, device, threads, arm)) for arm in NAMES if (name, device, threads, arm) in groups]
         lines += ["", equal, ""] if (equal := at_equal_memory(groups, (name, device, threads))) else [""]
