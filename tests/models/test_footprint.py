@@ -96,7 +96,7 @@ def test_attention_shares_are_kept_up_to_a_number_of_scores() -> None:
     model = architecture(LLAMA)
     assert footprint._shares(model, Shape(2, 100, 0), 4) == 2 * 4 * 100 * 100 * 4
     assert footprint._shares(model, Shape(1, 600, 0), 2) == 4 * (256 * 256 + 256 * 512 + 88 * 600) * 2
-    assert footprint._shares(model, Shape(1, 1449, 0), 2) == 0 < footprint._shares(model, Shape(1, 1448, 0), 2)
+    assert footprint._shares(model, Shape(1, 1928, 0), 2) == 0 < footprint._shares(model, Shape(1, 1927, 0), 2)
 
 
 def test_what_is_not_estimated() -> None:

@@ -204,11 +204,9 @@ def per_layer(model: Architecture, tuned: Method, shape: Shape, half: bool) -> i
 
 def _shares(model: Architecture, shape: Shape, size: int) -> int:
     """Bytes of the attention shares that are kept, if they are; each block of queries looks back to the start."""
-    if shape.tokens**2 > KEPT:
-        return 0
     starts = range(0, shape.tokens, BLOCK)
     seen = sum(min(BLOCK, shape.tokens - start) * min(start + BLOCK, shape.tokens) for start in starts)
-    return shape.rows * model.heads * seen * size
+    return shape.rows * model.heads * seen * size if seen <= KEPT else 0
 
 
 @dataclass(frozen=True)
