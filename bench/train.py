@@ -54,7 +54,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "trl": {"side": "trl"},
     "trl_bf16": _BF16,
     "trl_grouped_checkpointing": _BF16 | {"config": _GROUPED},
-    "trl_selective": _BF16 | {"config": _GROUPED | {"gradient_checkpointing_kwargs": {"selective": True}}},
     "trl_grouped": _BF16 | {"config": _PLAIN},
     "trl_split": _BF16 | {"config": _PLAIN | {"gradient_accumulation_steps": 4}},
     "trl_padding_free": _BF16 | {"config": _PLAIN | {"padding_free": True}},

@@ -16,7 +16,6 @@ NAMES = {
     "trl": "TRL, its defaults (fp32 weights, checkpointing)",
     "trl_bf16": "TRL, bf16 weights, checkpointing",
     "trl_grouped_checkpointing": "TRL, bf16 weights, checkpointing, grouped by length",
-    "trl_selective": "TRL, bf16 weights, selective checkpointing, grouped by length",
     "trl_grouped": "TRL, bf16 weights, grouped by length",
     "trl_split": "TRL, bf16 weights, grouped by length, micro-batches of a quarter",
     "trl_padding_free": "TRL, bf16 weights, grouped by length, padding-free",

@@ -151,9 +151,9 @@ def test_at_equal_memory_only_arms_that_fit_are_compared() -> None:
     told = train_page.at_equal_memory(groups, ("short", "cpu", 2))
     # 10 s against 4 s within 500 MB, 5 s against 2 s within a gigabyte
     assert "at least 2.50 times as fast" in told and "Less memory" not in told
-    found.append(result("trl_selective", 0, 1.0, memory=1e8))
+    found.append(result("trl_grouped_checkpointing", 0, 1.0, memory=1e8))
     told = train_page.at_equal_memory(train_page.by_arm(found), ("short", "cpu", 2))
-    assert told.endswith("Less memory than any of ours: TRL, bf16 weights, selective checkpointing, grouped by length.")
+    assert told.endswith("Less memory than any of ours: TRL, bf16 weights, checkpointing, grouped by length.")
     assert train_page.at_equal_memory(train_page.by_arm(found[:2]), ("short", "cpu", 2)) == ""
 
 
