@@ -56,7 +56,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "trl_grouped_checkpointing": _BF16 | {"config": _GROUPED},
     "trl_grouped": _BF16 | {"config": _PLAIN},
     "trl_split": _BF16 | {"config": _PLAIN | {"gradient_accumulation_steps": 4}},
-    "trl_padding_free": _BF16 | {"config": _PLAIN | {"padding_free": True}},
+    "trl_padding_free": _BF16 | {"config": _PLAIN | {"padding_free": True, "max_length": None}},
     "trl_packed": _BF16 | {"config": {"gradient_checkpointing": False, "packing": True, "rows": 1}},
 }
 # As the command line sets it; the other side has OpenMP's and torch's defaults.
