@@ -24,7 +24,7 @@ _MARKS = "\"'`*“”‘’「」《》()[]（）:：,，!！ "
 
 def extracted(texts: Sequence[str], references: Sequence[Sequence[str]], labels: Sequence[str] | None) -> list[str]:
     """The answers found in what was written, as every score takes them. references: the right answers of each row."""
-    extract = Extractor(labels, not any("\n" in text for some in references for text in some))
+    extract = Extractor.of(labels, references)
     return [extract(text)[0] for text in texts]
 
 
@@ -33,6 +33,11 @@ class Extractor:
 
     def __init__(self, labels: Sequence[str] | None, one_line: bool, on: bool = True) -> None:
         self.labels, self.one_line, self.on = labels, one_line, on
+
+    @classmethod
+    def of(cls, labels: Sequence[str] | None, references: Sequence[Sequence[str]], on: bool = True) -> Extractor:
+        """For rows with these right answers."""
+        return cls(labels, not any("\n" in text for some in references for text in some), on)
 
     def __call__(self, text: str) -> tuple[str, str]:
         """The answer in a text, and the rule by which it was found."""

@@ -67,8 +67,7 @@ class _Scoring:
             for arm in arms:
                 bar.advance(0, arm=arm)
                 answered[arm] = self.bench.answer(arm, self.asked, bar.advance)
-        one_line = not any("\n" in text for texts in self.references for text in texts)
-        extract = Extractor(labels, one_line, self.settings.extract)
+        extract = Extractor.of(labels, self.references, self.settings.extract)
         found = {arm: [extract(text) for text in result.texts] for arm, result in answered.items()}
         scores = {
             arm: score([text for text, _ in found[arm]], self.references, labels=labels, losses=result.losses)
