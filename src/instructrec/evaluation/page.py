@@ -282,6 +282,7 @@ def _training(training: Mapping[str, Any], words: Words) -> dict[str, Any]:
     facts = [
         words("training.speed", n=f"{training['tokens_per_second']:,.0f}"),
         words("training.padding", n=f"{100 * training['padding_share']:.1f}"),
+        *([words("training.shared", n=f"{100 * shared:.0f}")] if (shared := training.get("shared_share")) else []),
         words.duration(training["seconds"]),
     ]
     return {

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..prompts.template import Rendered
+from .kinds.batch import OWN_MASK
 from .loading import BROKEN, first_line, quiet
 from .prefix import Layers, Prefix
 from .reading.attention import NAME, Sight, Tags
@@ -39,9 +40,7 @@ def read(model: Any, embeddings: torch.Tensor) -> Layers:
     model.base_model(
         inputs_embeds=embeddings[None].to(own.dtype),
         position_ids=places,
-        attention_mask=torch.zeros(
-            1, 1, 1, 1, device=own.device
-        ),  # taken as it is by every family; `sight` has its own
+        attention_mask=OWN_MASK.to(own.device),
         use_cache=False,
         reading=sight,
     )

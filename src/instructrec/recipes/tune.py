@@ -418,6 +418,7 @@ class _Run:
             "seconds": round(seconds, 1),
             "tokens_per_second": round(outcome.tokens_per_second, 1),
             "padding_share": round(outcome.padding_share, 4),
+            "shared_share": round(outcome.shared_share, 4),
         }
         if looks and looks[0]["step"] == 0 and worse(monitor, looks[0]["watched"]):
             console.warn("no look at the held-out rows was better than the untuned model: do not rely on this run")

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.kinds import Batch, kind_of
-from ..models.kinds.decoder import collate
+from ..models.kinds.decoder import collate, sharing
 from ..models.reading import Reading, ReadingPlan, cut, cuts, lay, repeat
 from ..prompts.shelf import column
 from ..prompts.template import Rendered
 from .dealt import Batches, greedy
+from .prefixes import may_share
 
 _POOL = 32  # micro-batches whose rows are sorted by length together: little padding, still well shuffled
 
@@ -27,6 +28,7 @@ class Layout:
     """How rows become batches: as they are, or by a reading plan with so many strokes.
 
     deep: answer after each stroke.  model: what reads them, whose kind decides; None is a decoder.
+    share: what rows of a batch have in common at their beginnings is in it once (`may_share` knows whether it may).
     """
 
     pad_id: int
@@ -34,12 +36,13 @@ class Layout:
     strokes: int = 1
     deep: bool = False
     model: Any = None
+    share: bool = False
 
     @classmethod
     def of(cls, model: Any, pad_id: int) -> Layout:
-        """For asking `model` what it makes of a row's answer."""
+        """For asking `model`, which is not trained meanwhile, what it makes of a row's answer."""
         plan, strokes = (model.plan, model.strokes) if isinstance(model, Reading) else (ReadingPlan(), 1)
-        return cls(pad_id, plan, strokes, model=model)
+        return cls(pad_id, plan, strokes, model=model, share=may_share(model, training=False))
 
     def lengths(self, rows: Sequence[Rendered]) -> NDArray[Any]:
         """The same of many rows."""
@@ -57,7 +60,8 @@ class Layout:
         answers_once = self.strokes == 1 or not self.deep
         if answers_once and self.plan.one_pass(self.strokes):
             again = rows if self.strokes == 1 else [repeat(row, self.strokes) for row in rows]
-            return kind_of(self.model).collate(self.model, again, self.pad_id, numbers)
+            shared = sharing(again, self.pad_id, numbers) if self.share else None
+            return shared or kind_of(self.model).collate(self.model, again, self.pad_id, numbers)
         laid = lay(rows, self.plan, self.strokes, pad_id=self.pad_id, deep=self.deep)
         last = laid.passes[-1]
         parts = (last.ids, last.tags.valid, laid.positions, laid.targets, laid.owners)

@@ -27,6 +27,7 @@ from .batching import Layout, padding_share, plan_epoch
 from .dealt import Batches, Steps
 from .loss import token_losses
 from .monitor import Monitor
+from .prefixes import may_share
 from .processes import ALONE, Processes, share
 from .schedule import learning_rate
 from .sharding import whole
@@ -85,6 +86,7 @@ class Outcome:
     seconds: float = 0.0  # spent in training steps, looks and saving left out
     tokens: int = 0
     supervised_tokens: int = 0
+    shared_tokens: int = 0  # of these, not computed: another row of the batch begins with the same
     padding_share: float = 0.0
     row_log: list[tuple[int, ...]] = field(default_factory=list)  # rows of each step, as they were met
 
@@ -93,14 +95,20 @@ class Outcome:
         """Tokens of rows, padding left out."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def shared_share(self) -> float:
+        """Share of the tokens of rows that were read for another row already."""
+        return self.shared_tokens / self.tokens if self.tokens else 0.0
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that totals go on after a resume."""
-        return {"seconds": self.seconds, "tokens": self.tokens, "supervised_tokens": self.supervised_tokens}
+        kept = ("seconds", "tokens", "supervised_tokens", "shared_tokens")
+        return {name: getattr(self, name) for name in kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The reverse of `state`."""
         self.seconds, self.tokens = state["seconds"], state["tokens"]
-        self.supervised_tokens = state["supervised_tokens"]
+        self.supervised_tokens, self.shared_tokens = state["supervised_tokens"], state.get("shared_tokens", 0)
 
 
 def row_lengths(rows: Sequence[Rendered], plan: Plan) -> NDArray[Any]:
@@ -169,6 +177,7 @@ class Training:
         self, model: Any, rows: Sequence[Rendered], plan: Plan, accelerator: Accelerator, group: Processes = ALONE
     ) -> None:
         self.model, self.rows, self.plan, self.accelerator, self.group = model, rows, plan, accelerator, group
+        self.share = may_share(model, training=True, autocast=accelerator.autocast)
         self.lengths = row_lengths(rows, plan)
         sizes = column(rows, "size")
         self.steps = plan_steps(self.lengths, plan, sizes)
@@ -240,13 +249,15 @@ class Training:
         mine = shares[group.rank]
         reading = plan.reading
         strokes = reading.draw(step, len(self.steps), plan.seed)
-        layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.model)
+        layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.model, self.share)
         batches = [layout.batch([self.rows[n] for n in numbers], numbers) for numbers in mine]
         if group.sharded and len(mine) < len(shares[0]):  # every process calls the model equally often
             batches += [layout.batch([self.rows[n] for n in shares[0][0]], ())] * (len(shares[0]) - len(mine))
         tokens = sum(layout.length(self.rows[number]) for numbers in mine for number in numbers)
-        counts = group.exchange([sum(len(batch.targets) for batch in batches if batch.rows), tokens])
-        targets, tokens = (sum(one) for one in zip(*counts, strict=True))
+        real = [batch for batch in batches if batch.rows]
+        saved = sum(batch.shared.saved for batch in real if batch.shared)
+        counts = group.exchange([sum(len(batch.targets) for batch in real), tokens, saved])
+        targets, tokens, saved = (sum(one) for one in zip(*counts, strict=True))
         rate = learning_rate(step, len(self.steps), plan.learning_rate, plan.warmup, plan.schedule)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = rate
@@ -274,6 +285,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.outcome.tokens += tokens
         self.outcome.supervised_tokens += targets
+        self.outcome.shared_tokens += saved
         self.outcome.row_log.append(tuple(number for numbers in mine for number in numbers))
         drawn = {"strokes": strokes} if len(reading.strokes) > 1 else {}
         return drawn | {

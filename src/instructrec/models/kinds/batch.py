@@ -1,7 +1,7 @@
 """Rows as tensors, and logits at some of their positions.
 
 B rows of a micro-batch, T tokens of its longest row, U tokens of its longest answer, N supervised positions, D width,
-V vocabulary.
+V vocabulary; where rows share beginnings, S of them of P tokens each, with W behind.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..shared_prefix import SharedPrefix
+
 if TYPE_CHECKING:
     from ..reading import Pass
+
+# A mask of four dimensions is taken as it is by every family, so none is built; the attention of ours has its own.
+OWN_MASK = torch.zeros(1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Batch:
     owners [N]: place in the batch of the row that it belongs to.  rows: numbers of the rows.
     passes: where a reading plan wants several, with ids and mask of the last, to which the positions belong.
     answers [B, U]: what a decoder beside an encoder is fed; `positions` then count in its B*U tokens.
+    shared: where rows share their beginnings; ids, `positions` and `places`, of ids in their rows, are then of one long
+    row [1, S*P + B*W].
     """
 
     ids: torch.Tensor
@@ -37,17 +44,24 @@ class Batch:
     rows: tuple[int, ...]
     passes: tuple[Pass, ...] = ()
     answers: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    shared: SharedPrefix | None = None
 
     @property
-    def inputs(self) -> dict[str, torch.Tensor | None]:
+    def inputs(self) -> dict[str, Any]:
         """What the model's forward is given."""
+        if self.shared:
+            own = OWN_MASK.to(self.ids.device)
+            return {
+                "input_ids": self.ids, "position_ids": self.places, "attention_mask": own, "shared": self.shared
+            }  # fmt: skip
         given = {"input_ids": self.ids, "attention_mask": self.mask}
         return given if self.answers is None else given | {"decoder_input_ids": self.answers}
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "targets", "owners")}
-        for name in ("mask", "answers"):
+        for name in ("mask", "answers", "places", "shared"):
             part = getattr(self, name)
             moved[name] = None if part is None else part.to(device)
         return replace(self, **moved, passes=tuple(one.to(device) for one in self.passes))

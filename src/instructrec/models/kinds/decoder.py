@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ...errors import InputError
 from ...prompts.template import Rendered
+from ..shared_prefix import SharedPrefix, common, lay
 from . import Kind
 from .batch import Batch, as_mask, fill
 
@@ -76,6 +77,21 @@ def collate(rows: Sequence[Rendered], pad_id: int, numbers: Sequence[int] = ()) 
         torch.from_numpy(positions // ids.shape[1]),
         tuple(numbers),
     )
+
+
+def sharing(rows: Sequence[Rendered], pad_id: int, numbers: Sequence[int] = ()) -> Batch | None:
+    """As `collate`, with what rows have in common at their beginnings in the batch once; None where it is not worth
+    it."""
+    ids = [row.ids for row in rows]
+    length, whose = common(ids)
+    if not length:
+        return None
+    laid = lay(ids, [row.supervised for row in rows], length, whose, pad_id)
+    tokens, places, positions, targets, owners = (torch.from_numpy(part) for part in laid)
+    shared = SharedPrefix(int(whose.max()) + 1, length, torch.from_numpy(whose))
+    return Batch(
+        tokens[None], None, positions, targets, owners, tuple(numbers), places=places[None], shared=shared
+    )  # fmt: skip
 
 
 def selected(cache: Any, rows: torch.Tensor) -> Any:

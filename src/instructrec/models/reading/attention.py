@@ -21,6 +21,7 @@ from .. import products
 from ..kinds import kind_of
 from ..prefix import Prefix
 from ..products import Reach
+from ..shared_prefix import SharedPrefix, seen
 from .plan import SINK, ReadingPlan
 
 NAME = "instructrec_reading"
@@ -177,14 +178,17 @@ def attend(
     attention_mask: torch.Tensor | None,
     reading: Sight | Decoding | None = None,
     prefix: Prefix | None = None,
+    shared: SharedPrefix | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function: the library's own, over the memory and with the mask of `reading` where there is one;
-    `prefix` stands before everything else."""
+    `prefix` stands before everything else; `shared` says which tokens are the beginnings of several rows."""
     special = [name for name in _REFUSED if kwargs.get(name) is not None]
     blocks = None
-    if special and prefix is not None:
+    if special and (prefix is not None or shared is not None):
         raise InputError(f"this model's attention needs '{special[0]}'")
+    if shared is not None:
+        return _attend_sharing(module, query, key, value, shared, prefix=prefix, **kwargs), None
     if reading is not None:
         if special:
             raise InputError(f"strokes: this model's attention needs '{special[0]}'; it can be tuned with strokes=1")
@@ -204,6 +208,25 @@ def attend(
         scaling, dropout = kwargs.get("scaling"), kwargs.get("dropout", 0.0)
         return products.attention(query, key, value, attention_mask, blocks, scaling, dropout), None
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+
+def _attend_sharing(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared: SharedPrefix, **kwargs: Any
+) -> torch.Tensor:
+    """[1, T, H, E]: the beginnings among themselves, then every row's rest over its beginning and itself."""
+    (first, rest), keys, values = shared.split(query), shared.split(key), shared.split(value)
+    window, found = kwargs.get("sliding_window"), []
+    for part, own_key, own_value in (
+        (first, keys[0], values[0]),
+        (rest, shared.behind(*keys), shared.behind(*values)),
+    ):
+        size = own_key.shape[2]
+        # Without a mask our products let the last query see every key; the library's kernel lines up the first ones.
+        plain = (window is None or size <= window) and (_by_products(query) or part.shape[2] == size)
+        mask = None if plain else seen(part.shape[2], size, window, query.device)
+        heads, _ = attend(module, part, own_key, own_value, mask, **kwargs)
+        found.append(heads.reshape(1, -1, *heads.shape[2:]))
+    return torch.cat(found, dim=1)
 
 
 def _by_products(query: torch.Tensor) -> bool:

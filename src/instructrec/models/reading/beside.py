@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from ...errors import InputError
+from ..kinds.batch import OWN_MASK
 from ..kinds.decoder import Cached
 from ..products import Reach, reach
 from .attention import NAME
-
-_OWN_MASK = torch.zeros(1, 1, 1, 1)  # taken as it is by every family; `Beside` has its own
 
 
 class Beside:
@@ -78,7 +77,7 @@ def beside(
         logits: torch.Tensor = reader.model(
             input_ids=ids,
             position_ids=sight.position,
-            attention_mask=_OWN_MASK.to(ids.device),
+            attention_mask=OWN_MASK.to(ids.device),
             use_cache=False,
             reading=sight,
         ).logits

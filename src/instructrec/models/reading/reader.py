@@ -18,6 +18,7 @@ from torch import nn
 from ...errors import InputError
 from ...prompts.template import Rendered
 from ..kinds import kind_of, logits_at
+from ..kinds.batch import OWN_MASK
 from ..loading import BROKEN, first_line
 from ..methods import trained_parameters
 from .attention import NAME, Decoding, Layers, Memory, Sight, Tags, stack
@@ -25,8 +26,6 @@ from .layout import Pass, lay
 from .plan import SINK, ReadingPlan
 
 EXTRA = "extra.safetensors"
-# A mask of four dimensions is taken as it is by every family, so none is built; `attend` makes the one that is used.
-_OWN_MASK = torch.zeros(1, 1, 1, 1)
 
 Switch = Callable[[Any, str], AbstractContextManager[Any]]
 
@@ -229,7 +228,7 @@ class Reading(nn.Module):
             logits: torch.Tensor = self.model(
                 input_ids=one.ids,
                 position_ids=one.tags.position,
-                attention_mask=_OWN_MASK.to(one.ids.device),
+                attention_mask=OWN_MASK.to(one.ids.device),
                 use_cache=False,
                 reading=sight,
             ).logits
