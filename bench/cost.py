@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from instructrec import console
 from instructrec.environment import commit_of_source
@@ -122,6 +123,7 @@ class Trainer:
         self.tuned = method.attach(loaded.model, options, 0)
         self.model = behind(plan, self.tuned, method, options, 0, rows=[], checkpoint=None)
         self.plan, self.shape = plan, shape
+        AcceleratorState._reset_state()  # else it has the precision of a run before
         self.accelerator = Accelerator(cpu=True, mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
         self.optimizer = make_optimizer(self.model, Plan(epochs=1, batch_tokens=1, learning_rate=1e-3))
         words = loaded.model.get_input_embeddings().weight.shape[0]

@@ -48,9 +48,13 @@ _GROUPED = {"train_sampling_strategy": "group_by_length"}
 _PLAIN = _GROUPED | {"gradient_checkpointing": False}
 ARMS: dict[str, dict[str, Any]] = {
     "ours": {"side": "ours"},
+    "ours_alone": {"side": "ours", "share": False},
     "ours_checkpointing": {"side": "ours", "checkpointing": True},
     "ours_split": {"side": "ours", "accumulation": 4},
     "ours_two_processes": {"side": "ours", "processes": 2},
+    "ours_bound": {"side": "ours", "environment": {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}},
+    "ours_asleep": {"side": "ours", "environment": {"GOMP_SPINCOUNT": "0"}},
+    "ours_not_fused": {"side": "ours", "fused": False},
     "trl": {"side": "trl"},
     "trl_bf16": _BF16,
     "trl_grouped_checkpointing": _BF16 | {"config": _GROUPED},
@@ -177,7 +181,7 @@ def measure(job: dict[str, Any], python: str) -> dict[str, Any]:
     """What one process tells."""
     environment = {key: value for key, value in os.environ.items() if key not in _OURS}
     environment["TOKENIZERS_PARALLELISM"] = "false"
-    environment |= _OURS if job["arm"]["side"] == "ours" else job["arm"].get("environment", {})
+    environment |= (_OURS if job["arm"]["side"] == "ours" else {}) | job["arm"].get("environment", {})
     processes = job["arm"].get("processes", 1)
     if job["device"] == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""

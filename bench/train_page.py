@@ -10,9 +10,13 @@ from typing import Any
 Result = dict[str, Any]
 NAMES = {
     "ours": "InstructRec",
+    "ours_alone": "InstructRec, each row by itself",
     "ours_checkpointing": "InstructRec, checkpointing",
     "ours_split": "InstructRec, micro-batches of a quarter",
     "ours_two_processes": "InstructRec, two processes",
+    "ours_bound": "InstructRec, threads bound to cores",
+    "ours_asleep": "InstructRec, threads asleep at once",
+    "ours_not_fused": "InstructRec, AdamW in separate operations",
     "trl": "TRL, its defaults (fp32 weights, checkpointing)",
     "trl_bf16": "TRL, bf16 weights, checkpointing",
     "trl_grouped_checkpointing": "TRL, bf16 weights, checkpointing, grouped by length",
@@ -114,6 +118,7 @@ def _row(groups: Mapping[Key, list[Result]], key: Key) -> str:
         f"{median(speed(one) for one in results):,.0f}",
         f"{median(per_core(one) for one in results):,.0f}",
         f"{median(share(one) for one in results):.0%}",
+        f"{median(1 - one.get('shared', 0.0) for one in results):.0%}",
         f"{median(one['memory'] for one in results) / 1e6:,.0f}",
         losses,
         "" if key[3] == "ours" else _beside(own, results),
@@ -134,12 +139,13 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
         "rows to a step, steps and learning rate. Medians over runs in processes of their own, the sides taking",
         "turns, without the first step. Tokens are those of rows, padding left out. A core: tokens a second of",
         "processor time, which other work on the machine changes little. Share: of the speed if the matrix",
-        "products that the rows need (forward, and backward for inputs, bench/cost.py; recomputation and the",
-        "adapter left out) were all there is, at the rate of a large product in the same process, both in",
-        "processor time (on CUDA by the clock). Memory: the most above the process with the model loaded. Loss:",
-        "nats a token on rows kept out, after the steps, median and range; less ours: mean of the rounds' differences",
-        "and its standard error. Ours against it: medians of the rounds' ratios, of tokens a second and of tokens a",
-        "second of processor time.",
+        "products of the rows, each by itself (forward, and backward for inputs, bench/cost.py; recomputation and",
+        "the adapter left out), were all there is, at the rate of a large product in the same process, both in",
+        "processor time (on CUDA by the clock). Read: of the rows' tokens, those that went through the model; the",
+        "others are the beginning of another row of the batch too and were read there. Memory: the most above the",
+        "process with the model loaded. Loss: nats a token on rows kept out, after the steps, median and range; less",
+        "ours: mean of the rounds' differences and its standard error. Ours against it: medians of the rounds' ratios,",
+        "of tokens a second and of tokens a second of processor time.",
         "",
         "![Speed against memory](train.png)",
         "",
@@ -151,9 +157,19 @@ def page(found: Sequence[Result], titles: Mapping[str, str]) -> str:
             one["batch_rows"] for key, part in groups.items() if key[:3] == (name, device, threads) for one in part
         )
         lines += [f"## {titles[name]}, {rows} to a step, {where}", ""]
-        columns = ["runs", "supervised tokens/s", "tokens/s", "a core", "share", "memory, MB", "loss", "less ours"]
+        columns = [
+            "runs",
+            "supervised tokens/s",
+            "tokens/s",
+            "a core",
+            "share",
+            "read",
+            "memory, MB",
+            "loss",
+            "less ours",
+        ]
         lines += ["| | " + " | ".join([*columns, "ours against it"]) + " |"]
-        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |"]
         lines += [_row(groups, (name, device, threads, arm)) for arm in NAMES if (name, device, threads, arm) in groups]
         lines += ["", equal, ""] if (equal := at_equal_memory(groups, (name, device, threads))) else [""]
     return "\n".join(lines)
@@ -163,7 +179,6 @@ def where_it_goes(profiles: Sequence[Mapping[str, Any]], titles: Mapping[str, st
     """A table of the shares of time, an operation's kind a row and a set a column; nothing without profiles."""
     if not profiles:
         return ""
-    first = profiles[0]["shares"]
     first = profiles[0]["shares"]
     kinds = sorted({kind for one in profiles for kind in one["shares"]}, key=lambda kind: -first.get(kind, 0))
     commits = ", ".join(sorted({f"{one['commit']}{' with changes' if one['dirty'] else ''}" for one in profiles}))

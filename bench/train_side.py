@@ -198,6 +198,10 @@ def ours(job: Job) -> dict[str, Any]:
             pad_id=backbone.pad_id,
         )
         training = Training(model, rows, plan, accelerator, group)
+        training.share = training.share and arm.get("share", True)
+        if not arm.get("fused", True):
+            for param_group in training.optimizer.param_groups:
+                param_group["fused"] = False
         stamps = [now()]
         with uncast(tuned if dtype == torch.bfloat16 else None):
             hooks = Hooks(log=lambda entry: stamps.append(now()))
@@ -209,6 +213,7 @@ def ours(job: Job) -> dict[str, Any]:
                 outcome = training.run(Monitor({}), hooks)
         result = told(job, stamps, [list(step) for step in outcome.row_log], memory.peak())
         result |= {"profile": shares} if shares else {}
+        result["shared"] = outcome.shared_share
         # Each process of several tells of its own rows and memory.
         for key in ("tokens", "supervised", "memory", "processor_seconds"):
             result[key] = sum(group.exchange(result[key]))

@@ -137,9 +137,9 @@ def test_ratios_are_medians_over_rounds() -> None:
     assert train_page.share(found[0]) == 0.2 and train_page.share(found[0] | {"device": "cuda"}) == 0.5
     lines = train_page.page(found, {"short": "short rows"}).splitlines()
     assert "## short rows, 16 to a step, 2 threads" in lines
-    assert "| InstructRec | 3 | 20 | 200 | 100 | 20% | 500 | 2.100 (2.000 to 2.200) |  |  |" in lines
+    assert "| InstructRec | 3 | 20 | 200 | 100 | 20% | 100% | 500 | 2.100 (2.000 to 2.200) |  |  |" in lines
     assert any(
-        line.endswith("| 8 | 83 | 100 | 20% | 500 | 2.200 (2.100 to 2.300) | +0.100 ± 0.000 | 2.00, 1.00 |")
+        line.endswith("| 8 | 83 | 100 | 20% | 100% | 500 | 2.200 (2.100 to 2.300) | +0.100 ± 0.000 | 2.00, 1.00 |")
         for line in lines
     )
 

@@ -324,5 +324,6 @@ def full(**changes: Any) -> dict[str, Any]:
             "seconds": 402.0,
             "tokens_per_second": 611.0,
             "padding_share": 0.043,
+            "shared_share": 0.38,
         },
     } | changes  # fmt: skip

@@ -210,8 +210,7 @@ def test_not_in_training_with_dropout() -> None:
     method = METHODS["lora"]
     backbone = tiny.model("llama")
     install(backbone)
-    model = method.attach(backbone, learning.options_of(method) | {"dropout": 0.3}, 0)
-    moved(model)
+    model = method.attach(backbone, learning.options_of(method) | {"dropout": 0.3}, 0)  # its update is zero
     modes = [module.training for module in model.modules()]
     state = torch.random.get_rng_state()
     assert not may_share(model, training=True) and may_share(model, training=False)

@@ -177,7 +177,6 @@ class Training:
         self, model: Any, rows: Sequence[Rendered], plan: Plan, accelerator: Accelerator, group: Processes = ALONE
     ) -> None:
         self.model, self.rows, self.plan, self.accelerator, self.group = model, rows, plan, accelerator, group
-        self.share = may_share(model, training=True, autocast=accelerator.autocast)
         self.lengths = row_lengths(rows, plan)
         sizes = column(rows, "size")
         self.steps = plan_steps(self.lengths, plan, sizes)
@@ -187,6 +186,9 @@ class Training:
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(model, plan))
         sides = kind_of(model).sides(self.lengths, sizes - column(rows, "prompt_end"))
         self.outcome = Outcome(padding_share=padding_share(sides, self.steps.batches))
+        # Last: a call brings weights together that are cut up, and the optimizer would be given those.
+        with group.in_step():
+            self.share = may_share(model, training=True, autocast=accelerator.autocast)
 
     def run(self, monitor: Monitor, hooks: Hooks, first_step: int = 0) -> Outcome:
         """Train from `first_step` to the end of the plan, or until the monitor's patience runs out."""

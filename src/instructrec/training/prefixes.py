@@ -23,7 +23,7 @@ from ..prompts.template import Rendered
 
 @dataclass(frozen=True)
 class _Found:
-    """exact: the same comes out with and without sharing.  noisy: in training, something else comes out each time."""
+    """exact: the same comes out with and without sharing.  noisy: in training, numbers are drawn, as dropout does."""
 
     exact: bool
     noisy: bool
@@ -58,20 +58,28 @@ def _try(model: Any) -> _Found:
     assert together is not None
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with quiet(), torch.random.fork_rng(enabled=True):
+        with quiet(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             model.eval()
             plain, shared = (_logits(model, batch.to(device)) for batch in (alone, together))
             # With a wrong beginning it is a tenth or more, in bf16 with the right one a hundredth at the most.
             apart_by = float((plain - shared).float().norm()) / max(float(plain.float().norm()), 1e-6)
             exact = apart_by <= (1e-4 if plain.dtype == torch.float32 else 0.02)  # False for what is no number
             model.train()
-            noisy = not torch.equal(*(_logits(model, alone.to(device)) for _ in range(2)))
+            before = _drawn(device)
+            _logits(model, alone.to(device))
+            # Not by what comes out: an update that starts at zero hides its dropout until the first step.
+            noisy = not all(map(torch.equal, before, _drawn(device)))
     except (InputError, NotImplementedError, *BROKEN):
         return _Found(False, False)
     finally:
         for module, mode in modes:
             module.training = mode
     return _Found(exact, noisy)
+
+
+def _drawn(device: torch.device) -> list[torch.Tensor]:
+    """States of the generators that a model may draw from."""
+    return [torch.random.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
