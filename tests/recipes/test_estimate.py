@@ -15,6 +15,7 @@ from run_files import load
 from instructrec import cli
 from instructrec.config import TuneSettings
 from instructrec.models.footprint import Shape, architecture
+from instructrec.prompts.template import Rendered
 from instructrec.recipes import memory
 from instructrec.recipes.estimate import estimate
 
@@ -51,7 +52,9 @@ def test_from_the_settings_alone_without_torch(tiny_folder: Any) -> None:
 
 def test_rows_tell_how_long_they_are(capsys: Any, base: Path, table: Path) -> None:
     lines = said(capsys, str(table), "--model", str(base), "--batch-rows", "4", "--held-out-share", "0.2")
-    found = re.fullmatch(r"Largest micro-batch: (\d+) × (\d+) tokens, (\d+) of them answers", lines[1])
+    found = re.fullmatch(
+        r"Largest micro-batch: (\d+) × (\d+) tokens, (\d+) of them answers \(beginnings .*\)", lines[1]
+    )
     assert found and int(found[1]) == 4 and 5 < int(found[2]) < 120 and 4 < int(found[3]) < 4 * int(found[2])
     assert any(line.startswith("a look at held-out rows") for line in lines)
 
@@ -127,6 +130,27 @@ def test_shapes(base: Path) -> None:
     assert [memory.look_tokens(tokens) for tokens in (100, 2000, 9000)] == [400, 4096, 9000]
     assert (memory.in_half("bf16"), memory.in_half("fp32")) == (True, False)
     assert (memory.shown(123_456_789), memory.shown(2_345_678_901)) == ("123 MB", "2.35 GB")
+
+
+def test_beginnings_that_rows_share_count_once(base: Path, tmp_path: Path, capsys: Any) -> None:
+    def row(ids: list[int]) -> Rendered:
+        return Rendered(ids, [False] * (len(ids) - 1) + [True], 1, len(ids) - 1)
+
+    # Eight tokens in common: 8 + 4 * 4 in place of 4 * 12, which are 6 a row.
+    rows = [row([*range(8), 20 + number, 3, 4, 5]) for number in range(4)] + [row([number, 9]) for number in range(4)]
+    shapes = [memory.shapes_of(rows, [len(one.ids) for one in rows], [[0, 1, 2, 3], [4, 5, 6, 7]], share)
+              for share in (False, True)]  # fmt: skip
+    assert shapes == [[Shape(4, 2, 4), Shape(4, 12, 4)], [Shape(4, 2, 4), Shape(4, 6, 4)]]
+
+    asked = "Say which of the two numbers is larger, and nothing else whatever you think of them."
+    lines = [f"{asked}\t{number} {number + 7}\t{number + 7}" for number in range(40)]
+    (tmp_path / "rows.tsv").write_text("instruction\tinput\toutput\n" + "\n".join(lines) + "\n")
+    totals = [
+        estimate([str(tmp_path / "rows.tsv")], TuneSettings(model=str(base), lora={"dropout": dropout})).activations
+        for dropout in (0.0, 0.1)
+    ]
+    said = capsys.readouterr().out
+    assert said.count("beginnings that rows share counted once") == 1 and totals[0] < 0.6 * totals[1]
 
 
 def test_auto_is_the_precision_that_tuning_takes() -> None:

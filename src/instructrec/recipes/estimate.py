@@ -35,7 +35,8 @@ def estimate(files: Sequence[str | Source], settings: TuneSettings) -> Footprint
     """
     folder = folder_of(settings)
     model = architecture(read_json(folder / "config.json"))
-    shape, look = _of_rows(files, settings, model) if files else (usual(settings, _limit(settings, model)), None)
+    usually = (usual(settings, _limit(settings, model)), None, False)
+    shape, look, share = _of_rows(files, settings, model) if files else usually
     found = estimated(model, settings, shape, look)
     half = "bf16" if in_half(settings.precision) else "fp32"
     console.say(
@@ -44,6 +45,7 @@ def estimate(files: Sequence[str | Source], settings: TuneSettings) -> Footprint
     )
     console.say(
         f"Largest micro-batch: {shape.rows:,} × {shape.tokens:,} tokens, {shape.targets:,} of them answers"
+        + (" (beginnings that rows share counted once)" if share else "")
         + ("" if files else " (no rows were given: as many and as long as batch_tokens allows, half of them answers)")
     )
     rows = [(_WORDS[name], shown(getattr(found, name))) for name in _WORDS if getattr(found, name)]
@@ -70,8 +72,11 @@ def _limit(settings: TuneSettings, model: Architecture) -> int:
     return settings.max_length or min(model.positions, _LIMIT)
 
 
-def _of_rows(files: Sequence[str | Source], settings: TuneSettings, model: Architecture) -> tuple[Shape, Shape | None]:
-    """The largest micro-batch of these rows, and the largest look at the held-out ones."""
+def _of_rows(
+    files: Sequence[str | Source], settings: TuneSettings, model: Architecture
+) -> tuple[Shape, Shape | None, bool]:
+    """The largest micro-batch of these rows, the largest look at the held-out ones, and whether their beginnings are
+    shared."""
     from ..models.backbone import load_tokenizer
     from ..models.methods import get
     from ..prompts.choose import make_renderer
@@ -103,12 +108,20 @@ def _of_rows(files: Sequence[str | Source], settings: TuneSettings, model: Archi
     lengths = row_lengths(train, plan)
     steps = plan_steps(lengths, plan, column(train, "size"))
     tuned = tuned_by(model, settings)
-    shape = worst(model, tuned, shapes_of(train, lengths, steps.batches))
+    share = kind.causal and plan.reading.as_rows(plan.reading.most) and not _drops(settings)
+    shape = worst(model, tuned, shapes_of(train, lengths, steps.batches, share))
     looks: list[Shape] = []
     for records in parts.sets.values():
         held = rendered(drawn(records, settings.eval_rows, settings.seed))
-        looks += look_batches(held, row_lengths(held, plan), look_tokens(settings.batch_tokens))
-    return shape, worst(model, tuned, looks) if looks else None
+        looks += look_batches(held, row_lengths(held, plan), look_tokens(settings.batch_tokens), share)
+    return shape, worst(model, tuned, looks) if looks else None, share
+
+
+def _drops(settings: TuneSettings) -> bool:
+    """Whether model or method draws numbers in training: then rows share nothing."""
+    own = getattr(settings, settings.method, None)
+    named = read_json(folder_of(settings) / "config.json") | {"dropout of the method": getattr(own, "dropout", 0)}
+    return any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in named.items())
 
 
 def _advise(

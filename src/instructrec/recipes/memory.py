@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..training.loop import Training
 
 LOOK_TOKENS = 4096  # tokens looked at together at most, unless a micro-batch has more
+_LARGEST = 500  # batches whose rows are compared
 _TRIM, _MAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -123,18 +124,37 @@ def worst(model: Architecture, tuned: Method, shapes: Iterable[Shape]) -> Shape:
 
 
 def shapes_of(
-    rows: Sequence[Rendered], lengths: Sequence[int] | NDArray[Any], batches: Sequence[Sequence[int]]
+    rows: Sequence[Rendered],
+    lengths: Sequence[int] | NDArray[Any],
+    batches: Sequence[Sequence[int]],
+    share: bool = False,
 ) -> list[Shape]:
-    """The different shapes of micro-batches, given as numbers of rows; of those that differ in targets, the largest."""
+    """The different shapes of micro-batches, given as numbers of rows; of those that differ in targets, the largest.
+
+    share: rows of a batch share their beginnings, so that less goes through the model; of the batches that would be
+    largest without, the first _LARGEST are looked at.
+    """
     from ..prompts.shelf import targets
     from ..training.dealt import Batches
 
     dealt = Batches.of(batches)
     found = np.stack([dealt.sizes, dealt.most(np.asarray(lengths)), dealt.total(targets(rows))], axis=1)
+    if share:
+        largest = np.argsort(-found[:, 0] * found[:, 1], kind="stable")[:_LARGEST]
+        found = found[largest]
+        found[:, 1] = [_left(rows, dealt[place], tokens) for place, tokens in zip(largest, found[:, 1], strict=True)]
     order = np.lexsort(found.T[::-1])
     last = np.ones(len(order), dtype=bool)
     last[:-1] = (found[order[1:], :2] != found[order[:-1], :2]).any(axis=1)
     return [Shape(*map(int, shape)) for shape in found[order[last]]]
+
+
+def _left(rows: Sequence[Rendered], numbers: Sequence[int], tokens: int) -> int:
+    """Tokens a row, of `tokens`, that go through the model once the beginnings that rows share are there once."""
+    from ..models.shared_prefix import common
+
+    length, whose = common([rows[number].ids for number in numbers])
+    return tokens - (len(numbers) - int(whose.max()) - 1) * length // len(numbers)
 
 
 def usual(settings: TuneSettings, limit: int) -> Shape:
@@ -153,12 +173,14 @@ def look_tokens(batch_tokens: int) -> int:
     return max(batch_tokens, min(4 * batch_tokens, LOOK_TOKENS))
 
 
-def look_batches(rows: Sequence[Rendered], lengths: Sequence[int] | NDArray[Any], most: int) -> list[Shape]:
+def look_batches(
+    rows: Sequence[Rendered], lengths: Sequence[int] | NDArray[Any], most: int, share: bool = False
+) -> list[Shape]:
     """The shapes in which held-out rows are looked at, `most` tokens together."""
     from ..training.batching import by_length
 
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    return shapes_of(rows, lengths, by_length(lengths, order, most, None))
+    return shapes_of(rows, lengths, by_length(lengths, order, most, None), share)
 
 
 def estimated(model: Architecture, settings: TuneSettings, shape: Shape, look: Shape | None, **more: Any) -> Footprint:
@@ -201,13 +223,14 @@ class Ledger:
             tuned = tuned_by(model := architecture(config), settings)
         except InputError:
             return
-        rows = training.rows
+        rows, reading = training.rows, training.plan.reading
+        share = training.share and reading.as_rows(reading.most)
         first, run = (
-            worst(model, tuned, shapes_of(rows, training.lengths, steps.batches))
+            worst(model, tuned, shapes_of(rows, training.lengths, steps.batches, share))
             for steps in (training.steps[min(done, len(training.steps) - 1) :][:1], training.steps)
         )
         most = look_tokens(settings.batch_tokens)
-        looks = [look_batches(held, row_lengths(held, training.plan), most) for held in watched.values()]
+        looks = [look_batches(held, row_lengths(held, training.plan), most, share) for held in watched.values()]
         look = worst(model, tuned, chain(*looks)) if any(looks) else None
         given: dict[str, Any] = {"half": half, "processor": self.meter.device == "cpu"}
         self.entry = {

@@ -57,8 +57,7 @@ class Layout:
 
     def batch(self, rows: Sequence[Rendered], numbers: Sequence[int] = ()) -> Batch:
         """Rows as one batch; a plan that is one pass over repeated tokens is fed as just that."""
-        answers_once = self.strokes == 1 or not self.deep
-        if answers_once and self.plan.one_pass(self.strokes):
+        if self.plan.as_rows(self.strokes, self.deep):
             again = rows if self.strokes == 1 else [repeat(row, self.strokes) for row in rows]
             shared = sharing(again, self.pad_id, numbers) if self.share else None
             return shared or kind_of(self.model).collate(self.model, again, self.pad_id, numbers)

@@ -105,6 +105,10 @@ class ReadingPlan:
         """True when this is so for `strokes` readings: a single one is always what every decoder does."""
         return self.sequence or (strokes == 1 and not self.slots)
 
+    def as_rows(self, strokes: int, deep: bool | None = None) -> bool:
+        """Whether rows are read as rows, their instructions written out `strokes` times: one pass and one answer."""
+        return self.one_pass(strokes) and (strokes == 1 or not (self.deep if deep is None else deep))
+
     def weights(self, stroke: int, strokes: int) -> str:
         """Whose weights stroke `stroke` of `strokes` reads with: '' the tuned ones, 'off' the backbone's alone, or the
         name of an adapter. A single reading is always the tuned one."""
