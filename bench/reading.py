@@ -298,23 +298,26 @@ def measure(job: Job, files: dict[str, Path], folder: Path) -> tuple[dict[str, A
             "rows": [record.key[:8] for record in records],
             "tasks": [record.task for record in records],
             "tokens": [count for _, count in found[own]],
-            "nats": {str(reading): [round(nats, 5) for nats, _ in found[reading]] for reading in readings},
+            "nats": {str(reading): [round(nats, 5) for nats, _ in each] for reading, each in found.items()},
         }
         if part in CLEAN:
             sets[part]["exact"] = exact(loaded, records, rendered)
     return sets, str(own)
 
 
-def losses(loaded: Any, rendered: Sequence[Any], readings: Sequence[int]) -> dict[int, list[tuple[float, int]]]:
-    """Number of readings -> (nats, tokens) of each row; several in one pass where the plan allows."""
+def losses(loaded: Any, rendered: Sequence[Any], readings: Sequence[int]) -> dict[int | str, list[tuple[float, int]]]:
+    """Number of readings -> (nats, tokens) of each row; several in one pass where the plan allows, and then also of the
+    probability of each token averaged over the readings that the arm is tuned for."""
     from rereading import losses_by_reading
 
     from instructrec.training.loss import row_losses
 
     options = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 4096}
     if len(readings) > 1 and loaded.model.plan.sequence:
-        by_reading = losses_by_reading(loaded.model, rendered, max(readings), **options)
-        return {reading: by_reading[reading - 1] for reading in readings}
+        own = loaded.strokes
+        by_reading = losses_by_reading(loaded.model, rendered, max(readings), averaged=own, **options)
+        found: dict[int | str, list[tuple[float, int]]] = {reading: by_reading[reading - 1] for reading in readings}
+        return found | {f"{' and '.join(map(str, range(1, own + 1)))}, averaged": by_reading[-1]}
     found, own = {}, loaded.strokes
     for reading in readings:
         if reading != loaded.strokes:

@@ -8,6 +8,7 @@ docs/results/rereading (no text of rows), from which page and picture are made; 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
@@ -64,9 +65,10 @@ SETS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
 
 
 def losses_by_reading(
-    model: Any, rows: Sequence[Any], strokes: int, *, pad_id: int, batch_tokens: int
+    model: Any, rows: Sequence[Any], strokes: int, *, pad_id: int, batch_tokens: int, averaged: int = 0
 ) -> list[list[tuple[float, int]]]:
-    """(nats, tokens) of each row after 1, 2, .. `strokes` readings: [reading][row], in one pass a batch.
+    """(nats, tokens) of each row after 1, 2, .. `strokes` readings: [reading][row], in one pass a batch; and last,
+    where asked for, those of the mean probability of each token after the first `averaged` readings.
 
     model: a `Reading`; an answer after every reading stands beside the next reading, which does not see it.
     """
@@ -78,7 +80,8 @@ def losses_by_reading(
 
     plan, device = model.plan, next(model.parameters()).device
     lengths = [plan.tokens(cut(row), len(row.ids) - cut(row), strokes, deep=True) for row in rows]
-    found: list[list[tuple[float, int]]] = [[(0.0, 0)] * len(rows) for _ in range(strokes)]
+    kinds = strokes + (1 if averaged else 0)
+    found: list[list[tuple[float, int]]] = [[(0.0, 0)] * len(rows) for _ in range(kinds)]
     for numbers in by_length(lengths, sorted(range(len(rows)), key=lengths.__getitem__), batch_tokens, None):
         laid = lay([rows[number] for number in numbers], plan, strokes, pad_id=pad_id, deep=True)
         passes = tuple(one.to(device) for one in laid.passes)
@@ -87,7 +90,10 @@ def losses_by_reading(
             nats = functional.cross_entropy(logits.float(), laid.targets.to(device), reduction="none").double().cpu()
         for place, number in enumerate(numbers):
             own = nats[laid.owners == place].view(strokes, -1)  # a row's positions come reading by reading
-            for reading in range(strokes):
+            if averaged:
+                mean = torch.logsumexp(-own[:averaged], dim=0) - math.log(averaged)
+                own = torch.cat([own, -mean[None]])
+            for reading in range(kinds):
                 found[reading][number] = (float(own[reading].sum()), own.shape[1])
     return found
 

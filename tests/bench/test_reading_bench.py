@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +76,11 @@ def test_every_arm_runs_on_the_same_rows_in_the_same_steps(finished: Path) -> No
             assert scores["tokens"] == single["sets"][part]["tokens"]
             assert ("exact" in scores) == ("typos" not in part)
             assert all(len(nats) == 8 for nats in scores["nats"].values())
-    assert list(found["deep-s0"]["sets"]["seen"]["nats"]) == ["1", "2", "3"] and found["deep-s0"]["own"] == "2"
-    assert list(found["sampled-s0"]["sets"]["seen"]["nats"]) == ["1", "2", "3", "4"]
+    assert (
+        list(found["deep-s0"]["sets"]["seen"]["nats"]) == ["1", "2", "3", "1 and 2, averaged"]
+        and found["deep-s0"]["own"] == "2"
+    )
+    assert list(found["sampled-s0"]["sets"]["seen"]["nats"]) == ["1", "2", "3", "4", "1 and 2 and 3, averaged"]
     assert found["separate-s0"]["trained_parameters"] == single["trained_parameters"]
 
 
@@ -339,6 +344,27 @@ def test_one_pass_gives_the_loss_after_every_reading(tiny_model: Path) -> None:
         wanted = row_losses(model, rows, **options)
         assert [count for _, count in found[strokes - 1]] == [count for _, count in wanted]
         assert [nats for nats, _ in found[strokes - 1]] == pytest.approx([nats for nats, _ in wanted], abs=1e-4)
+
+
+def test_the_mean_of_several_readings(tiny_model: Path) -> None:
+    from instructrec.data.readers import read
+    from instructrec.inference.loading import open_target
+    from instructrec.models.reading import Reading, ReadingPlan
+
+    loaded = open_target(str(tiny_model), precision="fp32")
+    chosen = [list(example.values())[0] for rows in reading_data.generated().tasks.values() for example in rows[:2]]
+    rows = [loaded.renderer.render(record) for record in read(chosen)]
+    model = Reading(loaded.model, ReadingPlan(strokes=(2,))).eval()
+    options = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 400}
+    last = [replace(row, supervised=[False] * (len(row.ids) - 1) + [True]) for row in rows]  # one token: by hand
+    *single, mean = rereading.losses_by_reading(model, last, 4, averaged=3, **options)
+    assert len(single) == 4 and len(mean) == len(rows)
+    for place, (nats, tokens) in enumerate(mean):
+        wanted = -math.log(sum(math.exp(-single[reading][place][0]) for reading in range(3)) / 3)
+        assert tokens == 1 and nats == pytest.approx(wanted, abs=1e-5)
+    *single, mean = rereading.losses_by_reading(model, rows, 3, averaged=3, **options)
+    apart = [sum(each[place][0] for each in single) / 3 - mean[place][0] for place in range(len(rows))]
+    assert min(apart) > -1e-5 and max(apart) > 1e-5  # a mean of probabilities is never worse than the mean of losses
 
 
 def test_rereading_from_rows_to_page(
