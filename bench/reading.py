@@ -167,8 +167,8 @@ class Clock:
 class Bench:
     """All jobs of one call."""
 
-    def __init__(self, size: str, plan: Size, place: Place, data: Path) -> None:
-        self.size, self.plan, self.place = size, plan, place
+    def __init__(self, size: str, plan: Size, place: Place, data: Path, beside: bool = False) -> None:
+        self.size, self.plan, self.place, self.beside = size, plan, place, beside
         self.source: Source = SOURCES[plan.data](data)
         if not plan.model:
             self.plan = replace(plan, model=str(tiny_model(place.build / "tiny-model", self.source)))
@@ -260,6 +260,7 @@ class Bench:
             "tokens_per_second": run["training"]["tokens_per_second"],
             "peak_memory_mb": note["peak_memory_mb"],
             "evaluation_seconds": round(time.perf_counter() - started, 1),
+            "beside": self.beside,
             "surroundings": run["surroundings"],
             "choosing": sorted(set(self.source.choosing) & set(sets["unseen_tasks"]["tasks"])),
             "own": own,
@@ -356,6 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shared", type=Path, default=DATA, help="folder of the shared data")
     parser.add_argument("--results", type=Path, help="folder of the result files; default: docs/results/reading")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "reading", help="folder of runs and rows")
+    parser.add_argument("--beside", action="store_true", help="other work runs on this machine: show no times")
     parser.add_argument("--only-page", action="store_true", help="make page and picture from the files that are there")
     return parser
 
@@ -395,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.only_page:
             if plan.data != "generated" and not given.shared.is_dir():
                 raise InputError(f"shared: {given.shared} is not there: these rows need the shared data")
-            Bench(given.size, plan, Place(name, results, given.build), given.shared).run()
+            Bench(given.size, plan, Place(name, results, given.build), given.shared, given.beside).run()
         page = reading_page(results)
     except (Interrupted, KeyboardInterrupt) as error:
         if clock.up:

@@ -237,16 +237,17 @@ def _costs(group: Group) -> list[str]:
             name: float(np.mean([result[name] for result in results.values()]))
             for name in ("training_seconds", "tokens_per_second", "peak_memory_mb", "evaluation_seconds", "steps")
         }
+        timed = not any(result.get("beside") for result in [*results.values(), *group.arms.get("single", {}).values()])
+        times = [f"{mean['training_seconds']:.0f}", f"{np.mean(ratio):.2f}" if ratio else ""]
+        times += [f"{mean['tokens_per_second']:.0f}"]
         rows.append(
             [
                 arm,
                 f"{next(iter(results.values()))['trained_parameters']:,}",
                 f"{mean['steps']:.0f}",
-                f"{mean['training_seconds']:.0f}",
-                f"{np.mean(ratio):.2f}" if ratio else "",
-                f"{mean['tokens_per_second']:.0f}",
+                *(times if timed else [""] * 3),
                 f"{mean['peak_memory_mb']:.0f}",
-                f"{mean['evaluation_seconds']:.0f}",
+                f"{mean['evaluation_seconds']:.0f}" if timed else "",
             ]
         )
     head = ["arm", "trained parameters", "steps", "training, s", "to single", "tokens/s", "memory, MB", "evaluation, s"]

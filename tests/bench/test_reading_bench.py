@@ -284,6 +284,13 @@ def write(folder: Path, *entries: dict[str, Any]) -> reading_page.Group:
     return reading_page.Group.read(folder)
 
 
+def test_no_times_are_shown_that_were_taken_beside_other_work(tmp_path: Path) -> None:
+    entries = [result("single", [2.0] * 4, [1] * 4), result("deep", [2.0] * 4, [1] * 4, training_seconds=77.0)]
+    assert any("| 77 | 38.50 | 2 | 2 | 2 |" in line for line in reading_page._costs(write(tmp_path, *entries)))
+    entries[1]["beside"] = True
+    assert "| deep | 5 | 6 |  |  |  | 2 |  |" in reading_page._costs(write(tmp_path, *entries))
+
+
 def test_differences_by_hand(tmp_path: Path) -> None:
     group = write(
         tmp_path,
