@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ NAMES = {
     "trl_allocator": "TRL, bf16 weights, grouped by length, memory kept as we do",
     "trl_packed": "TRL, bf16 weights, packed to 1,024 tokens",
 }
+_SWITCHES = ("ours_bound", "ours_asleep", "ours_not_fused")  # too near to the others for a picture
 Key = tuple[str, str, int, str]  # set, device, threads, arm
 
 
@@ -196,11 +198,14 @@ def where_it_goes(profiles: Sequence[Mapping[str, Any]], titles: Mapping[str, st
 
 
 def draw(found: Sequence[Result], titles: Mapping[str, str], file: Path) -> None:
-    """Speed against memory, a panel for each set, device and number of threads; nothing without results."""
+    """Speed against memory, a panel for each set, device and number of threads that has several arms, if any has."""
     from matplotlib.figure import Figure
 
-    groups = by_arm(found)
-    panels = sorted({key[:3] for key in groups}, key=lambda key: (key[1], -key[2], key[0]))
+    groups = {key: part for key, part in by_arm(found).items() if key[3] not in _SWITCHES}
+    arms = Counter(key[:3] for key in groups)
+    panels = sorted(arms, key=lambda key: (key[1], -key[2], key[0]))
+    if panels and max(arms.values()) > 1:
+        panels = [panel for panel in panels if arms[panel] > 1]
     if not panels:
         return
     columns = min(3, len(panels))
@@ -223,6 +228,7 @@ def draw(found: Sequence[Result], titles: Mapping[str, str], file: Path) -> None
         axis.set_ylabel("tokens/s", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.margins(x=0.25)
+        axis.set_xlim(left=0)
     figure.savefig(file, dpi=110)
 
 
