@@ -5,9 +5,8 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,16 +19,7 @@ from ..models.loading import BROKEN, quiet
 from ..models.reading.attention import NAME
 from ..prompts.template import Rendered
 
-
-@dataclass(frozen=True)
-class _Found:
-    """exact: the same comes out with and without sharing.  noisy: in training, numbers are drawn, as dropout does."""
-
-    exact: bool
-    noisy: bool
-
-
-_found: WeakKeyDictionary[Any, _Found] = WeakKeyDictionary()
+_exact: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # models that were tried
 
 
 def may_share(model: Any, *, training: bool, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> bool:
@@ -40,41 +30,60 @@ def may_share(model: Any, *, training: bool, autocast: Callable[[], AbstractCont
     """
     if not kind_of(model).causal or model.config.get_text_config()._attn_implementation != NAME:
         return False
-    if model not in _found:
-        with autocast():
-            _found[model] = _try(model)
-    return _found[model].exact and not (training and _found[model].noisy)
+    with autocast():
+        if training:  # what a method puts into a model does not make it another object
+            return _same(model) and not _draws(model)
+        if model not in _exact:
+            _exact[model] = _same(model)
+        return _exact[model]
 
 
-@torch.no_grad()
-def _try(model: Any) -> _Found:
-    """Read three short rows both ways, two beginnings among them, and once more as in training."""
+def _rows(model: Any) -> list[Rendered]:
+    """Three short rows, two beginnings among them."""
     size = min(model.get_input_embeddings().weight.shape[0], 50) if hasattr(model, "get_input_embeddings") else 50
     bases, rests = [[(7 * place + start) % size for place in range(5)] for start in (3, 4)], ((1, 2), (5, 6, 7), (8, 9))
     ids = [bases[number // 2] + [one % size for one in rest] for number, rest in enumerate(rests)]
-    rows = [Rendered(row, [False] * 3 + [True] * (len(row) - 3), 2, 3) for row in ids]
-    device = next(model.parameters()).device
+    return [Rendered(row, [False] * 3 + [True] * (len(row) - 3), 2, 3) for row in ids]
+
+
+@torch.no_grad()
+def _same(model: Any) -> bool:
+    """Whether rows come out the same both ways."""
+    rows, device = _rows(model), next(model.parameters()).device
     alone, together = collate(rows, 0), sharing(rows, 0)
     assert together is not None
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with quiet(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            model.eval()
+        with quiet(), _as(model, training=False):
             plain, shared = (_logits(model, batch.to(device)) for batch in (alone, together))
-            # With a wrong beginning it is a tenth or more, in bf16 with the right one a hundredth at the most.
-            apart_by = float((plain - shared).float().norm()) / max(float(plain.float().norm()), 1e-6)
-            exact = apart_by <= (1e-4 if plain.dtype == torch.float32 else 0.02)  # False for what is no number
-            model.train()
-            before = _drawn(device)
-            _logits(model, alone.to(device))
-            # Not by what comes out: an update that starts at zero hides its dropout until the first step.
-            noisy = not all(map(torch.equal, before, _drawn(device)))
     except (InputError, NotImplementedError, *BROKEN):
-        return _Found(False, False)
+        return False
+    # With a wrong beginning it is a tenth or more, in bf16 with the right one a hundredth at the most.
+    apart = float((plain - shared).float().norm()) / max(float(plain.float().norm()), 1e-6)
+    return apart <= (1e-4 if plain.dtype == torch.float32 else 0.02)  # False for what is no number
+
+
+@torch.no_grad()
+def _draws(model: Any) -> bool:
+    """Whether the model draws numbers in training. Not seen by what comes out: an update that starts at zero hides its
+    dropout until the first step."""
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with quiet(), torch.random.fork_rng(devices=devices), _as(model, training=True):
+        before = _drawn(device)
+        _logits(model, collate(_rows(model), 0).to(device))
+        return not all(map(torch.equal, before, _drawn(device)))
+
+
+@contextmanager
+def _as(model: Any, *, training: bool) -> Iterator[None]:
+    """The model as in training, or not, and afterwards as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
-    return _Found(exact, noisy)
 
 
 def _drawn(device: torch.device) -> list[torch.Tensor]:
