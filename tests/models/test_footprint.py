@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from instructrec.config import TuneSettings
 from instructrec.errors import InputError
 from instructrec.models import footprint, products
 from instructrec.models.footprint import Shape, architecture, method
+from instructrec.models.kinds.decoder import collate, sharing
+from instructrec.models.lowrank import quicken
 from instructrec.models.methods import METHODS, get, trained_parameters
+from instructrec.models.reading import install
+from instructrec.prompts.template import Rendered
+from instructrec.training.loss import token_losses
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -97,6 +105,43 @@ def test_attention_shares_are_kept_up_to_a_number_of_scores() -> None:
     assert footprint._shares(model, Shape(2, 100, 0), 4) == 2 * 4 * 100 * 100 * 4
     assert footprint._shares(model, Shape(1, 600, 0), 2) == 4 * (256 * 256 + 256 * 512 + 88 * 600) * 2
     assert footprint._shares(model, Shape(1, 1928, 0), 2) == 0 < footprint._shares(model, Shape(1, 1927, 0), 2)
+
+
+def kept(model: Any, batch: Any) -> int:
+    """Bytes that autograd keeps for the backward pass, weights left out."""
+    frozen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = token_losses(model, batch)
+    total = sum(sizes.values())
+    del losses
+    return total
+
+
+@pytest.mark.parametrize(("rows", "length", "rest"), [(16, 0, 60), (16, 200, 25), (4, 400, 200), (12, 40, 40)])
+def test_what_rows_keep_that_share_their_beginning(rows: int, length: int, rest: int) -> None:
+    config = {**LLAMA, "hidden_size": 144, "intermediate_size": 384, "num_hidden_layers": 4, "head_dim": 36}
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    options = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target": "all-linear"}
+    tuned = METHODS["lora"].attach(model, options, 0)
+    quicken(tuned)
+    install(tuned.get_base_model())
+    draw = random.Random(0)
+    start = [draw.randrange(9, 900) for _ in range(length)]
+    ids = [[*start, *(draw.randrange(9, 900) for _ in range(rest))] for _ in range(rows)]
+    made = [Rendered(one, [False] * (len(one) - 1) + [True], len(one) - 1, len(one) - 1) for one in ids]
+    batch = sharing(made, 0) if length else collate(made, 0)
+    assert batch is not None and bool(batch.shared) == bool(length)
+    shape = Shape(rows, length + rest, rows, 1 if length else 0, length)
+    counted = 4 * footprint.per_layer(architecture(config), method(architecture(config), "lora", options), shape, False)
+    assert 0.85 < kept(tuned, batch) / counted < 1.15
 
 
 def test_what_is_not_estimated() -> None:

@@ -16,7 +16,7 @@ import tiny
 from instructrec.models.kinds.decoder import collate, sharing
 from instructrec.models.methods import METHODS, trained_parameters
 from instructrec.models.reading import Reading, ReadingPlan, attention, install
-from instructrec.models.shared_prefix import WORTH, common, lay
+from instructrec.models.shared_prefix import WORTH, common, lay, picked
 from instructrec.prompts.template import Rendered
 from instructrec.training.batching import Layout
 from instructrec.training.loss import row_losses, token_losses
@@ -204,6 +204,36 @@ def test_not_where_attention_needs_more(monkeypatch: pytest.MonkeyPatch) -> None
         plain = layer.self_attn.forward
         monkeypatch.setattr(layer.self_attn, "forward", lambda *a, _plain=plain, **k: _plain(*a, softcap=30.0, **k))
     assert not may_share(model, training=False)
+
+
+@pytest.mark.parametrize(
+    "hidden", [{"sliding_window": 12}, {"layer_types": ["chunked_attention"] * 2}], ids=["window", "chunk"]
+)
+def test_not_where_a_layer_sees_less_than_attention_is_told_of(hidden: dict[str, Any]) -> None:
+    """As phimoe and llama4 do: rows as short as those of the trial come out the same."""
+    model = tiny.model("llama")
+    install(model)
+    for name, value in hidden.items():
+        setattr(model.config, name, value)
+    assert not may_share(model, training=False)
+
+
+def test_gradients_are_the_same_each_time() -> None:
+    """With several threads an index that comes several times adds up in an order that changes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for source, places in ((torch.randn(2, 3, 400, 64), [0, 1] * 8), (torch.randn(64, 600), [3, 5] * 100)):
+            source.requires_grad_(True)
+            out = picked(source, torch.tensor(places))
+            assert torch.equal(out, source[places])
+            weight = torch.randn_like(out)
+            grads = {
+                torch.autograd.grad(out, source, weight, retain_graph=True)[0].numpy().tobytes() for _ in range(30)
+            }
+            assert len(grads) == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_not_in_training_with_dropout() -> None:

@@ -132,15 +132,32 @@ def test_shapes(base: Path) -> None:
     assert (memory.shown(123_456_789), memory.shown(2_345_678_901)) == ("123 MB", "2.35 GB")
 
 
-def test_beginnings_that_rows_share_count_once(base: Path, tmp_path: Path, capsys: Any) -> None:
+def test_beginnings_that_rows_share_count_once(
+    base: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def row(ids: list[int]) -> Rendered:
         return Rendered(ids, [False] * (len(ids) - 1) + [True], 1, len(ids) - 1)
 
-    # Eight tokens in common: 8 + 4 * 4 in place of 4 * 12, which are 6 a row.
-    rows = [row([*range(8), 20 + number, 3, 4, 5]) for number in range(4)] + [row([number, 9]) for number in range(4)]
-    shapes = [memory.shapes_of(rows, [len(one.ids) for one in rows], [[0, 1, 2, 3], [4, 5, 6, 7]], share)
-              for share in (False, True)]  # fmt: skip
-    assert shapes == [[Shape(4, 2, 4), Shape(4, 12, 4)], [Shape(4, 2, 4), Shape(4, 6, 4)]]
+    # The first batch is larger until its eight tokens count once; the second has nothing to share.
+    rows = [row([*range(8), 20 + number, 3, 4, 5]) for number in range(4)] + [
+        row([number, *[9] * 8]) for number in range(4)
+    ]
+    lengths, batches = [len(one.ids) for one in rows], [[0, 1, 2, 3], [4, 5, 6, 7]]
+    model = architecture(load(base / "config.json"))
+    tuned = memory.tuned_by(model, TuneSettings())
+    given = (model, tuned, rows, lengths, batches)
+    assert memory.worst_of(*given, False) == Shape(4, 12, 4)
+    assert memory.worst_of(*given, True) == Shape(4, 9, 4)
+    assert memory.worst_of(*given[:4], batches[:1], True) == Shape(4, 12, 4, 1, 8)
+    # Many of the same size that share all but a token, one behind them with more to learn, and no more than is looked at.
+    many = [row([*range(11), 20 + number]) for number in range(40)]
+    wide = [Rendered([*range(number, number + 11)], [True] * 11, 1, 2) for number in (20, 40)]
+    rows = [*many, *wide]
+    lengths, batches = [len(one.ids) for one in rows], [[2 * n, 2 * n + 1] for n in range(21)]
+    assert memory.worst_of(model, tuned, rows, lengths, batches, True) == Shape(2, 11, 22)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_LOOKED", 1)
+        assert memory.worst_of(model, tuned, many, lengths[:40], batches[:20], True) == Shape(2, 12, 2, 1, 11)
 
     asked = "Say which of the two numbers is larger, and nothing else whatever you think of them."
     lines = [f"{asked}\t{number} {number + 7}\t{number + 7}" for number in range(40)]

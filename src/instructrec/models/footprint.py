@@ -36,11 +36,24 @@ ENCODERS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A micro-batch: rows [B], tokens of each with padding [T], supervised positions of all [N]."""
+    """A micro-batch: rows [B], tokens of each with padding [T], supervised positions of all [N]; where rows share their
+    beginnings (`models.shared_prefix`), how many of these there are and their length."""
 
     rows: int
     tokens: int
     targets: int
+    beginnings: int = 0
+    length: int = 0
+
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the layers."""
+        return self.beginnings * self.length + self.rows * (self.tokens - self.length)
+
+    @property
+    def attended(self) -> int:
+        """Keys that are kept: every row has its whole own, and every beginning."""
+        return self.beginnings * self.length + self.rows * self.tokens
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,7 @@ def per_layer(model: Architecture, tuned: Method, shape: Shape, half: bool) -> i
     kept: float = model.norms * model.width * 4  # a norm works on fp32, and keeps what it was given
     kept += model.norms * model.width * 4 if tuned.norms else 0
     kept += model.norms * model.width * 4 if half else 0  # the stream of the residuals beside its copies in fp32
-    kept += (queries + 2 * keys * copies) * size
+    kept += queries * size
     if model.kind in _HEAD_NORMS:
         kept += (queries + keys) * 4
     # Inputs of the linear layers: before attention, of its last projection, before and inside of the feed-forward part.
@@ -198,15 +211,21 @@ def per_layer(model: Architecture, tuned: Method, shape: Shape, half: bool) -> i
         if every or members & names:  # dropout leaves a mask and an input of its own for each
             kept += (2 * len(members & names) if tuned.dropout else 1) * inputs * size
     kept += (3 if model.gated else _UNGATED[model.kind]) * model.inner * size
-    tokens = shape.rows * shape.tokens
-    return int(kept * tokens) + _shares(model, shape, size)
+    keys_kept = int(2 * keys * copies * size * shape.attended)
+    return int(kept * shape.computed) + keys_kept + _shares(model, shape, size)
 
 
 def _shares(model: Architecture, shape: Shape, size: int) -> int:
     """Bytes of the attention shares that are kept, if they are; each block of queries looks back to the start."""
-    starts = range(0, shape.tokens, BLOCK)
-    seen = sum(min(BLOCK, shape.tokens - start) * min(start + BLOCK, shape.tokens) for start in starts)
-    return shape.rows * model.heads * seen * size if seen <= KEPT else 0
+    found = 0
+    for rows, tokens, before in (
+        (shape.beginnings, shape.length, 0),
+        (shape.rows, shape.tokens - shape.length, shape.length),
+    ):
+        starts = range(0, tokens, BLOCK)
+        seen = sum(min(BLOCK, tokens - start) * (before + min(start + BLOCK, tokens)) for start in starts)
+        found += rows * model.heads * seen * size if seen <= KEPT else 0
+    return found
 
 
 @dataclass(frozen=True)
@@ -254,13 +273,13 @@ def footprint(
     size = 2 if half else 4
     total = model.parameters()
     layer = per_layer(model, tuned, shape, half)
-    stream = shape.rows * shape.tokens * model.width * size
+    stream = shape.computed * model.width * size
     activations = stream * model.layers + layer if checkpointing else layer * model.layers + 2 * stream
     logits = 2 * shape.targets * model.vocabulary * size  # logits and probabilities, then those and the gradient
     seen = 0
     if look:
         seen = look.targets * model.vocabulary * size
-        seen += look.rows * look.tokens * (3 * model.inner + 4 * model.width) * size
+        seen += look.computed * (3 * model.inner + 4 * model.width) * size
     return Footprint(
         weights=0 if tuned.inputs is None else total * size,  # else they are what is trained, in fp32
         trained=tuned.parameters * 4,

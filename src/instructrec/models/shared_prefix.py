@@ -12,7 +12,7 @@ T tokens of the batch (S*P + B*W), N supervised positions, X heads, E width of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ WORTH = 0.1
 class SharedPrefix:
     """How the T tokens of a batch hang together; travels as a keyword argument down to every attention layer.
 
-    count: S.  length: P.  whose [B]: the beginning of each row.
+    count: S.  length: P.  whose [B]: the beginning of each row.  windows: those that layers told of, None for a layer
+    that sees everything.
     """
 
     count: int
     length: int
     whose: torch.Tensor
+    windows: set[int | None] = field(default_factory=set, compare=False)
 
     def to(self, device: torch.device) -> SharedPrefix:
         """The same on another device."""
@@ -47,13 +49,22 @@ class SharedPrefix:
 
     def behind(self, first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """Keys or values [B, X, P + W, E] of whole rows."""
-        ahead = first.expand(len(rest), -1, -1, -1) if self.count == 1 else first[self.whose]
+        ahead = first.expand(len(rest), -1, -1, -1) if self.count == 1 else picked(first, self.whose)
         return torch.cat([ahead, rest], dim=2)
 
     @property
     def saved(self) -> int:
         """Tokens of rows that are not in the batch a second time, (B - S)*P."""
         return (len(self.whose) - self.count) * self.length
+
+
+def picked(source: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """source[places], [N, ..], also where a place comes several times.
+
+    On a processor the gradient of an index adds up in an order that changes from call to call, with several threads; on
+    a GPU that of `index_select` does.
+    """
+    return source.index_select(0, places) if source.device.type == "cpu" else source[places]
 
 
 def seen(tokens: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
@@ -113,4 +124,4 @@ def lay(
     return ids, positions, np.concatenate(places), np.concatenate(targets), np.concatenate(owners)
 
 
-__all__ = ["WORTH", "SharedPrefix", "common", "lay", "seen"]
+__all__ = ["WORTH", "SharedPrefix", "common", "lay", "picked", "seen"]

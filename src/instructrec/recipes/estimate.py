@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..errors import EnvironmentFault
 from ..files import read_json
 from ..models import embedded
 from ..models.footprint import Architecture, Footprint, Shape, architecture
-from .memory import available, estimated, in_half, look_batches, look_tokens, shapes_of, shown, tuned_by, usual, worst
+from .memory import available, estimated, in_half, look_batches, look_tokens, shown, tuned_by, usual, worst, worst_of
 
 _LIMIT = 2048  # tokens of a row where nobody says, as in models/backbone.py
 _WORDS = {
@@ -108,20 +109,46 @@ def _of_rows(
     lengths = row_lengths(train, plan)
     steps = plan_steps(lengths, plan, column(train, "size"))
     tuned = tuned_by(model, settings)
-    share = kind.causal and plan.reading.as_rows(plan.reading.most) and not _drops(settings)
-    shape = worst(model, tuned, shapes_of(train, lengths, steps.batches, share))
+    share = kind.causal and plan.reading.as_rows(plan.reading.most) and _shares(settings)
+    shape = worst_of(model, tuned, train, lengths, steps.batches, share)
     looks: list[Shape] = []
     for records in parts.sets.values():
         held = rendered(drawn(records, settings.eval_rows, settings.seed))
-        looks += look_batches(held, row_lengths(held, plan), look_tokens(settings.batch_tokens), share)
+        if len(found := row_lengths(held, plan)):
+            batches = look_batches(found, look_tokens(settings.batch_tokens))
+            looks.append(worst_of(model, tuned, held, found, batches, share))
     return shape, worst(model, tuned, looks) if looks else None, share
 
 
-def _drops(settings: TuneSettings) -> bool:
-    """Whether model or method draws numbers in training: then rows share nothing."""
+def _shares(settings: TuneSettings) -> bool:
+    """Whether rows will share their beginnings, as far as a configuration tells: with an attention that ours stands in
+    for, and nothing drawn in training (`training.prefixes` tries it out once there are weights)."""
+    import torch
+    import transformers
+
+    from ..models.loading import BROKEN
+
+    folder = folder_of(settings)
     own = getattr(settings, settings.method, None)
-    named = read_json(folder_of(settings) / "config.json") | {"dropout of the method": getattr(own, "dropout", 0)}
-    return any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in named.items())
+    named = [*_numbers(read_json(folder / "config.json")), ("dropout of the method", getattr(own, "dropout", 0))]
+    heads = ("summary", "classifier")  # of parts that a language model does not have
+    if any(value > 0 and re.search("drop|noise|jitter", name) and not name.startswith(heads) for name, value in named):
+        return False
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except BROKEN:
+        return False
+    return bool(model.config.get_text_config()._attn_implementation == "sdpa")
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield name, value
 
 
 def _advise(
@@ -129,7 +156,9 @@ def _advise(
 ) -> None:
     """What would save most, and whether the machine has as much as is needed. known: `shape` is that of real rows."""
     if shape.rows > 1 or not known:
-        fewer_rows = Shape(max(1, shape.rows // 2), shape.tokens, shape.targets // 2)
+        rows = max(1, shape.rows // 2)
+        beginnings = min(rows, shape.beginnings)
+        fewer_rows = Shape(rows, shape.tokens, shape.targets // 2, beginnings, shape.length)
         half = fewer_rows if shape.rows > 1 else Shape(1, max(1, shape.tokens // 2), shape.targets // 2)
         words = f"--batch-tokens {settings.batch_tokens // 2} --accumulation {settings.accumulation * 2}"
     else:  # a row stands alone, however few tokens a batch may have

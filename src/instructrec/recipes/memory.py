@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..training.loop import Training
 
 LOOK_TOKENS = 4096  # tokens looked at together at most, unless a micro-batch has more
-_LARGEST = 500  # batches whose rows are compared
+_LOOKED = 1 << 21  # tokens of rows that are compared, a second or two
 _TRIM, _MAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -115,46 +115,69 @@ def tuned_by(model: Architecture, settings: TuneSettings) -> Method:
     return method(model, settings.method, own.model_dump())
 
 
+def _cost(model: Architecture, tuned: Method, shape: Shape) -> int:
+    return model.layers * per_layer(model, tuned, shape, False) + shape.targets * model.vocabulary * 12
+
+
 def worst(model: Architecture, tuned: Method, shapes: Iterable[Shape]) -> Shape:
     """The micro-batch that takes most."""
-    return max(
-        shapes,
-        key=lambda shape: model.layers * per_layer(model, tuned, shape, False) + shape.targets * model.vocabulary * 12,
-    )
+    return max(shapes, key=lambda shape: _cost(model, tuned, shape))
 
 
-def shapes_of(
+def worst_of(
+    model: Architecture,
+    tuned: Method,
     rows: Sequence[Rendered],
     lengths: Sequence[int] | NDArray[Any],
     batches: Sequence[Sequence[int]],
-    share: bool = False,
-) -> list[Shape]:
-    """The different shapes of micro-batches, given as numbers of rows; of those that differ in targets, the largest.
-
-    share: rows of a batch share their beginnings, so that less goes through the model; of the batches that would be
-    largest without, the first _LARGEST are looked at.
+    share: bool,
+) -> Shape:
+    """The shape of the micro-batch that takes most. batches: numbers of rows of each, which share their beginnings if
+    `share` says so: those that would be largest without are looked at until no other can be larger, or until _LOOKED
+    tokens were; then the next is taken as it would be without.
     """
+    from ..prompts.shelf import targets
+    from ..training.dealt import Batches
+
+    shapes = shapes_of(rows, lengths, batches)
+    if not share:
+        return worst(model, tuned, shapes)
+    dealt = Batches.of(batches)
+    sizes, most, wanted = dealt.sizes, dealt.most(np.asarray(lengths)), dealt.total(targets(rows))
+    best, looked = Shape(0, 0, 0), 0
+    for shape in sorted(shapes, key=lambda shape: _cost(model, tuned, shape), reverse=True):
+        if _cost(model, tuned, best) >= _cost(model, tuned, shape):
+            break
+        places = np.flatnonzero((sizes == shape.rows) & (most == shape.tokens))
+        looked += len(places) * shape.rows * shape.tokens
+        if looked > _LOOKED and best.rows:
+            return worst(model, tuned, [best, shape])
+        found = (_shared(rows, dealt[place], replace(shape, targets=int(wanted[place]))) for place in places.tolist())
+        best = worst(model, tuned, [best, *found])
+    return best
+
+
+def _shared(rows: Sequence[Rendered], numbers: Sequence[int], shape: Shape) -> Shape:
+    """The shape of a batch once the beginnings that its rows share are there once."""
+    from ..models.shared_prefix import common
+
+    length, whose = common([rows[number].ids for number in numbers])
+    return replace(shape, beginnings=int(whose.max()) + 1, length=length) if length else shape
+
+
+def shapes_of(
+    rows: Sequence[Rendered], lengths: Sequence[int] | NDArray[Any], batches: Sequence[Sequence[int]]
+) -> list[Shape]:
+    """The different shapes of micro-batches, given as numbers of rows; of those that differ in targets, the largest."""
     from ..prompts.shelf import targets
     from ..training.dealt import Batches
 
     dealt = Batches.of(batches)
     found = np.stack([dealt.sizes, dealt.most(np.asarray(lengths)), dealt.total(targets(rows))], axis=1)
-    if share:
-        largest = np.argsort(-found[:, 0] * found[:, 1], kind="stable")[:_LARGEST]
-        found = found[largest]
-        found[:, 1] = [_left(rows, dealt[place], tokens) for place, tokens in zip(largest, found[:, 1], strict=True)]
     order = np.lexsort(found.T[::-1])
     last = np.ones(len(order), dtype=bool)
     last[:-1] = (found[order[1:], :2] != found[order[:-1], :2]).any(axis=1)
     return [Shape(*map(int, shape)) for shape in found[order[last]]]
-
-
-def _left(rows: Sequence[Rendered], numbers: Sequence[int], tokens: int) -> int:
-    """Tokens a row, of `tokens`, that go through the model once the beginnings that rows share are there once."""
-    from ..models.shared_prefix import common
-
-    length, whose = common([rows[number].ids for number in numbers])
-    return tokens - (len(numbers) - int(whose.max()) - 1) * length // len(numbers)
 
 
 def usual(settings: TuneSettings, limit: int) -> Shape:
@@ -173,14 +196,11 @@ def look_tokens(batch_tokens: int) -> int:
     return max(batch_tokens, min(4 * batch_tokens, LOOK_TOKENS))
 
 
-def look_batches(
-    rows: Sequence[Rendered], lengths: Sequence[int] | NDArray[Any], most: int, share: bool = False
-) -> list[Shape]:
-    """The shapes in which held-out rows are looked at, `most` tokens together."""
+def look_batches(lengths: Sequence[int] | NDArray[Any], most: int) -> list[list[int]]:
+    """The batches in which held-out rows are looked at, `most` tokens together."""
     from ..training.batching import by_length
 
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    return shapes_of(rows, lengths, by_length(lengths, order, most, None), share)
+    return by_length(lengths, sorted(range(len(lengths)), key=lengths.__getitem__), most, None)
 
 
 def estimated(model: Architecture, settings: TuneSettings, shape: Shape, look: Shape | None, **more: Any) -> Footprint:
@@ -226,12 +246,16 @@ class Ledger:
         rows, reading = training.rows, training.plan.reading
         share = training.share and reading.as_rows(reading.most)
         first, run = (
-            worst(model, tuned, shapes_of(rows, training.lengths, steps.batches, share))
+            worst_of(model, tuned, rows, training.lengths, steps.batches, share)
             for steps in (training.steps[min(done, len(training.steps) - 1) :][:1], training.steps)
         )
         most = look_tokens(settings.batch_tokens)
-        looks = [look_batches(held, row_lengths(held, training.plan), most, share) for held in watched.values()]
-        look = worst(model, tuned, chain(*looks)) if any(looks) else None
+        looks = [
+            worst_of(model, tuned, held, held_lengths, look_batches(held_lengths, most), share)
+            for held in watched.values()
+            if len(held_lengths := row_lengths(held, training.plan))
+        ]
+        look = worst(model, tuned, looks) if looks else None
         given: dict[str, Any] = {"half": half, "processor": self.meter.device == "cpu"}
         self.entry = {
             "estimated_first_step": estimated(model, settings, first, look, **given).first,

@@ -17,6 +17,7 @@ from ..models.kinds import Batch, kind_of
 from ..models.kinds.decoder import collate, sharing
 from ..models.loading import BROKEN, quiet
 from ..models.reading.attention import NAME
+from ..models.reading.reader import check_layers
 from ..prompts.template import Rendered
 
 _exact: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # models that were tried
@@ -25,8 +26,9 @@ _exact: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # models that were t
 def may_share(model: Any, *, training: bool, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> bool:
     """Whether a decoder computes for rows that share their beginning what it computes for each by itself.
 
-    Not with an attention other than ours, nor where layers mix tokens in other ways, nor in training with dropout,
-    which is to be another for each row.  Every process of a run has to ask, since the model is called.
+    Not with an attention other than ours, nor where layers mix tokens in other ways or see less than attention is told
+    of, nor in training with dropout, which is to be another for each row.  Every process of a run has to ask, since the
+    model is called.
     """
     if not kind_of(model).causal or model.config.get_text_config()._attn_implementation != NAME:
         return False
@@ -51,10 +53,11 @@ def _same(model: Any) -> bool:
     """Whether rows come out the same both ways."""
     rows, device = _rows(model), next(model.parameters()).device
     alone, together = collate(rows, 0), sharing(rows, 0)
-    assert together is not None
+    assert together is not None and together.shared is not None
     try:
         with quiet(), _as(model, training=False):
             plain, shared = (_logits(model, batch.to(device)) for batch in (alone, together))
+        check_layers(model.config.get_text_config(), together.shared.windows)
     except (InputError, NotImplementedError, *BROKEN):
         return False
     # With a wrong beginning it is a tenth or more, in bf16 with the right one a hundredth at the most.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..shared_prefix import SharedPrefix
+from ..shared_prefix import SharedPrefix, picked
 
 if TYPE_CHECKING:
     from ..reading import Pass
@@ -129,7 +129,7 @@ def logits_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
 
     def pick(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = inputs[0]  # [B, T, D]
-        return (hidden.reshape(-1, hidden.shape[-1])[positions].unsqueeze(0), *inputs[1:])
+        return (picked(hidden.reshape(-1, hidden.shape[-1]), positions).unsqueeze(0), *inputs[1:])
 
     handle = head.register_forward_pre_hook(pick)
     try:

@@ -216,6 +216,7 @@ def _attend_sharing(
     """[1, T, H, E]: the beginnings among themselves, then every row's rest over its beginning and itself."""
     (first, rest), keys, values = shared.split(query), shared.split(key), shared.split(value)
     window, found = kwargs.get("sliding_window"), []
+    shared.windows.add(window)
     for part, own_key, own_value in (
         (first, keys[0], values[0]),
         (rest, shared.behind(*keys), shared.behind(*values)),

@@ -84,7 +84,7 @@ class Reading(nn.Module):
                 whole = self._call(one, sight, positions)
                 if sorted(sight.read) != list(range(len(sight.read))) or not sight.read:
                     raise InputError("strokes: this model's layers keep no keys and values that can be remembered")
-                _check_layers(base.config.get_text_config(), sight)
+                check_layers(base.config.get_text_config(), sight.windows)
                 parts = self._in_two(one, plan, positions)
             bound = (1e-3 if whole.dtype == torch.float32 else 0.1) * (float(whole.abs().max()) + 1e-6)
             if not all(float((whole - other).abs().max()) <= bound for other in (parts, plain)):
@@ -326,15 +326,18 @@ def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _check_layers(config: Any, sight: Sight) -> None:
-    """Raises InputError where a layer sees less than attention is told of: a short trial would not show it."""
+def check_layers(config: Any, windows: set[int | None]) -> None:
+    """Raises InputError where a layer sees less than attention is told of: a short trial would not show it.
+
+    windows: those that attention was told of; None for a layer that sees everything.
+    """
     kinds = set(getattr(config, "layer_types", None) or ())
     if others := sorted(kinds - {"full_attention", "sliding_attention"}):
         raise InputError(
             f"strokes: this model has layers of another kind ({', '.join(others)}); it can be tuned with strokes=1"
         )
     windowed = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None) is not None
-    if windowed and sight.windows <= {None}:
+    if windowed and windows <= {None}:
         raise InputError("strokes: this model hides its window from its attention; it can be tuned with strokes=1")
 
 
@@ -351,4 +354,4 @@ def _visible_columns(plan: ReadingPlan, asking: Tags, key: Tags) -> torch.Tensor
     return visible(plan, asking, key, None).any(dim=1).any(dim=0)
 
 
-__all__ = ["EXTRA", "Layers", "Reading", "logits_at", "no_switch"]
+__all__ = ["EXTRA", "Layers", "Reading", "check_layers", "logits_at", "no_switch"]
