@@ -55,6 +55,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ours_bound": {"side": "ours", "environment": {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}},
     "ours_asleep": {"side": "ours", "environment": {"GOMP_SPINCOUNT": "0"}},
     "ours_not_fused": {"side": "ours", "fused": False},
+    "ours_unsorted": {"side": "ours", "pool": 1},
     "trl": {"side": "trl"},
     "trl_bf16": _BF16,
     "trl_grouped_checkpointing": _BF16 | {"config": _GROUPED},

@@ -18,6 +18,7 @@ NAMES = {
     "ours_bound": "InstructRec, threads bound to cores",
     "ours_asleep": "InstructRec, threads asleep at once",
     "ours_not_fused": "InstructRec, AdamW in separate operations",
+    "ours_unsorted": "InstructRec, rows not sorted by length",
     "trl": "TRL, its defaults (fp32 weights, checkpointing)",
     "trl_bf16": "TRL, bf16 weights, checkpointing",
     "trl_grouped_checkpointing": "TRL, bf16 weights, checkpointing, grouped by length",
@@ -27,7 +28,7 @@ NAMES = {
     "trl_allocator": "TRL, bf16 weights, grouped by length, memory kept as we do",
     "trl_packed": "TRL, bf16 weights, packed to 1,024 tokens",
 }
-_SWITCHES = ("ours_bound", "ours_asleep", "ours_not_fused")  # too near to the others for a picture
+_SWITCHES = ("ours_bound", "ours_asleep", "ours_not_fused", "ours_unsorted")  # too near to the others for a picture
 Key = tuple[str, str, int, str]  # set, device, threads, arm
 
 

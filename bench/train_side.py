@@ -168,6 +168,7 @@ def ours(job: Job) -> dict[str, Any]:
     from instructrec.prompts.template import Rendered
     from instructrec.recipes.memory import keeping_memory
     from instructrec.recipes.reading import behind
+    from instructrec.training import batching
     from instructrec.training.loop import Hooks, Plan, Training
     from instructrec.training.monitor import Monitor
     from instructrec.training.processes import together
@@ -197,6 +198,7 @@ def ours(job: Job) -> dict[str, Any]:
             seed=job["seed"],
             pad_id=backbone.pad_id,
         )
+        batching._POOL = arm.get("pool", batching._POOL)  # micro-batches whose rows are sorted by length together
         training = Training(model, rows, plan, accelerator, group)
         training.share = training.share and arm.get("share", True)
         if not arm.get("fused", True):
