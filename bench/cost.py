@@ -46,6 +46,7 @@ PLANS = {
     "single": ReadingPlan(),
     "repeat": ReadingPlan(strokes=(2,)),
     "deep": ReadingPlan(strokes=(2,), deep=True),
+    "detached": ReadingPlan(strokes=(2,), prior="detached"),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
     "ahead": ReadingPlan(strokes=(2,), memory="ahead"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),
@@ -97,7 +98,7 @@ def operations(model: Any, shape: Shape, plan: ReadingPlan) -> float:
     asked = len(after) * (2 * linear * shape.answer + head_work)
     seen_by = [1 if plan.memory == "ahead" else stroke for stroke in after]  # readings that an answer sees
     asked_seen = sum(4 * layers * width * shape.answer * (stroke * end + shape.answer / 2) for stroke in seen_by)
-    back = [0 if plan.weights(number, strokes) == "off" else 1 for number in numbers]
+    back = [0 if plan.weights(number, strokes) in ("off", "detached") else 1 for number in numbers]
     # Backward: one product for each with the weights, which are frozen; two for each of attention's two.
     total = sum(part * (1 + one) for part, one in zip(read, back, strict=True)) + 2 * asked
     total += sum(part * (1 + 2 * one) for part, one in zip(seen, back, strict=True)) + 3 * asked_seen

@@ -233,7 +233,9 @@ class ReadingSettings(Settings):
     strokes: Annotated[str, "a number such as 2, or several such as 1,2,3"] = Field(
         "1", description="how often an instruction is read, or several numbers of which one is drawn for each step"
     )
-    prior: Literal["tuned", "frozen"] = Field("tuned", description="weights of the first reading; frozen: untuned")
+    prior: Literal["tuned", "detached", "frozen"] = Field(
+        "tuned", description="the first reading: tuned; so, but without gradient (detached); or untuned (frozen)"
+    )
     stroke_adapters: Literal["shared", "separate"] = Field(
         "shared", description="one adapter for all readings, or one each"
     )
@@ -244,9 +246,7 @@ class ReadingSettings(Settings):
         description="what is seen of earlier readings: all; by answers only the first tokens of the first; "
         "or only what a reading has not come to yet, by answers nothing",
     )
-    direction: Literal["causal", "bidirectional"] = Field(
-        "causal", description="attention inside readings from the second on"
-    )
+    direction: Literal["causal", "bidirectional"] = Field("causal", description="attention in the later readings")
     mix: Literal["concat", "gated"] = Field(
         "concat", description="how a reading joins the memory: behind it, or averaged with it by learned gates"
     )

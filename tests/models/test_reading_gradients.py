@@ -5,6 +5,7 @@ N' supervised positions, V vocabulary, L layers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ LAST = {"llama": "layers.1.", "gpt2": "h.1.", "qwen": "layers.1.", "gemma": "lay
 FEW: list[dict[str, Any]] = [
     {"strokes": (3,)},
     {"strokes": (2,), "prior": "frozen", "slots": 3},
+    {"strokes": (2,), "prior": "detached", "slots": 3},
     {"strokes": (2,), "stroke_adapters": "separate", "memory": "sink+last"},
     {"strokes": (3,), "stroke_adapters": "separate", "prior": "frozen"},
     {"strokes": (2,), "direction": "bidirectional", "slots": 3},
@@ -120,14 +122,24 @@ def test_a_frozen_reading_leaves_the_backbones_own_memory(kind: str) -> None:
     assert len(memory.layers) == len(out.past_key_values.layers)
 
 
-def test_the_gradient_of_a_frozen_reading_is_another_than_that_of_a_tuned_one() -> None:
+def test_the_gradients_of_the_three_priors_differ() -> None:
     """So that the comparison with the explicit graph can tell them apart."""
     found = []
-    for prior in ("tuned", "frozen"):
+    for prior in ("tuned", "frozen", "detached"):
         made = reading("llama", ReadingPlan(strokes=(2,), prior=prior, slots=3))
         loss_of(made, ROWS).backward()
         found.append(torch.cat([one.grad.flatten() for one in (made.slots, *adapters(made.model, "default").values())]))
-    assert float((found[0] - found[1]).abs().max()) > 1e-2
+    for one, other in itertools.combinations(found, 2):
+        assert float((one - other).abs().max()) > 1e-2
+
+
+def test_a_detached_reading_is_a_tuned_one_without_gradient(kind: str) -> None:
+    """The numbers of the tuned prior to the last bit of its pass, and a memory that hangs on no graph."""
+    tuned, detached = (reading(kind, ReadingPlan(strokes=(2,), prior=prior)) for prior in ("tuned", "detached"))
+    close(read_rows(detached, ROWS)[0], read_rows(tuned, ROWS)[0])
+    memory = detached._remember(lay(ROWS, detached.plan, 2, pad_id=0).passes)
+    assert memory is not None and torch.is_grad_enabled()
+    assert not any(part.requires_grad for layer in memory.layers for part in layer)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +282,7 @@ CHECKPOINTED: list[dict[str, Any]] = [
     {"strokes": (3,), "deep": True},
     {"strokes": (2,), "prior": "frozen"},
     {"strokes": (2,), "prior": "frozen", "slots": 3, "deep": True},
+    {"strokes": (3,), "prior": "detached", "deep": True},
     {"strokes": (2,), "direction": "bidirectional", "memory": "sink+last"},
     {"strokes": (2,), "slots": 3},
     {"strokes": (2,), "mix": "gated", "direction": "bidirectional"},

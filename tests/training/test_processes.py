@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, ReadingPlan, dict[str, Any]]] = {
     "prefix": ("prefix_tuning", ReadingPlan(), {"batch_rows": 4, "accumulation": 2, "epochs": 2.0}),
     "one row": ("lora", ReadingPlan(), {"batch_rows": 1, "accumulation": 1}),  # the second process has none
     "deep": ("lora", ReadingPlan(strokes=(2,), deep=True), {"batch_rows": 3, "accumulation": 1}),
+    "detached": ("lora", ReadingPlan(strokes=(2,), prior="detached"), {"batch_rows": 3, "accumulation": 1}),
     "separate": (
         "lora",
         ReadingPlan(strokes=(2,), stroke_adapters="separate"),

@@ -22,6 +22,7 @@ PLANS = {
     "repeated": ReadingPlan(strokes=(2,)),
     "deep": ReadingPlan(strokes=(2,), deep=True),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
+    "detached": ReadingPlan(strokes=(2,), prior="detached"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),
     "separate": ReadingPlan(strokes=(2,), stroke_adapters="separate"),
     "separate, gated, slots": ReadingPlan(strokes=(2,), stroke_adapters="separate", mix="gated", slots=3),

@@ -23,7 +23,7 @@ from ..loading import BROKEN, first_line
 from ..methods import trained_parameters
 from .attention import NAME, Decoding, Layers, Memory, Sight, Tags, stack
 from .layout import Pass, lay
-from .plan import SINK, ReadingPlan
+from .plan import SINK, UNTRAINED, ReadingPlan
 
 EXTRA = "extra.safetensors"
 
@@ -161,9 +161,14 @@ class Reading(nn.Module):
         if weights == "":
             yield
             return
+        still = torch.no_grad() if weights in UNTRAINED.values() else nullcontext()
+        if weights == "detached":
+            with still:
+                yield
+            return
         flags = [parameter.requires_grad for parameter in self.own]
         try:
-            with torch.no_grad() if weights == "off" else nullcontext(), self.switch(self.model, weights):
+            with still, self.switch(self.model, weights):
                 yield
         finally:
             for parameter, flag in zip(self.own, flags, strict=True):
