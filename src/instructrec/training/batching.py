@@ -61,7 +61,7 @@ class Layout:
             again = rows if self.strokes == 1 else [repeat(row, self.strokes) for row in rows]
             shared = sharing(again, self.pad_id, numbers) if self.share else None
             return shared or kind_of(self.model).collate(self.model, again, self.pad_id, numbers)
-        laid = lay(rows, self.plan, self.strokes, pad_id=self.pad_id, deep=self.deep)
+        laid = lay(rows, self.plan, self.strokes, pad_id=self.pad_id, deep=self.deep, share=self.share)
         last = laid.passes[-1]
         parts = (last.ids, last.tags.valid, laid.positions, laid.targets, laid.owners)
         return Batch(*parts, tuple(numbers), laid.passes)

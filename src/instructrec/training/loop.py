@@ -251,13 +251,15 @@ class Training:
         mine = shares[group.rank]
         reading = plan.reading
         strokes = reading.draw(step, len(self.steps), plan.seed)
-        layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.model, self.share)
+        # Cut-up weights allow one pass: a beginning of rows laid out by a plan is one of its own.
+        share_too = self.share and (not group.sharded or reading.as_rows(strokes))
+        layout = Layout(plan.pad_id, reading, strokes, reading.deep, self.model, share_too)
         batches = [layout.batch([self.rows[n] for n in numbers], numbers) for numbers in mine]
         if group.sharded and len(mine) < len(shares[0]):  # every process calls the model equally often
             batches += [layout.batch([self.rows[n] for n in shares[0][0]], ())] * (len(shares[0]) - len(mine))
         tokens = sum(layout.length(self.rows[number]) for numbers in mine for number in numbers)
         real = [batch for batch in batches if batch.rows]
-        saved = sum(batch.shared.saved for batch in real if batch.shared)
+        saved = sum(batch.saved for batch in real)
         counts = group.exchange([sum(len(batch.targets) for batch in real), tokens, saved])
         targets, tokens, saved = (sum(one) for one in zip(*counts, strict=True))
         rate = learning_rate(step, len(self.steps), plan.learning_rate, plan.warmup, plan.schedule)

@@ -58,6 +58,11 @@ class Batch:
         given = {"input_ids": self.ids, "attention_mask": self.mask}
         return given if self.answers is None else given | {"decoder_input_ids": self.answers}
 
+    @property
+    def saved(self) -> int:
+        """Tokens of rows that are read with those of other rows."""
+        return self.shared.saved if self.shared else sum(one.saved for one in self.passes)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "targets", "owners")}

@@ -21,7 +21,7 @@ from .. import products
 from ..kinds import kind_of
 from ..prefix import Prefix
 from ..products import Reach
-from ..shared_prefix import SharedPrefix, seen
+from ..shared_prefix import SharedPrefix, picked, seen
 from .plan import SINK, ReadingPlan
 
 NAME = "instructrec_reading"
@@ -60,6 +60,11 @@ class Memory:
 
     layers: Layers
     tags: Tags
+
+    def of(self, rows: torch.Tensor) -> Memory:
+        """The memory of these rows, [B], a row as often as it is named."""
+        layers = tuple((picked(key, rows), picked(value, rows)) for key, value in self.layers)
+        return Memory(layers, Tags(*(part[rows] for part in self.tags._parts)))
 
 
 def visible(plan: ReadingPlan, query: Tags, key: Tags, window: int | None) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Units (a stroke over the instruction, or an answer) that read with the same weights go together in one pass; what a
 token may see is told by its tags alone (`attention.visible`), so units stand side by side in any order.
 
-B rows, T tokens of a pass, N tokens of an instruction, N' supervised positions of a batch.
+B rows, T tokens of a pass, N tokens of an instruction, N' supervised positions of a batch; where instructions begin
+alike, S beginnings of P tokens.
 """
 
 from __future__ import annotations
@@ -18,21 +19,32 @@ from numpy.typing import NDArray
 
 from ...prompts.shelf import column
 from ...prompts.template import Rendered
+from ..shared_prefix import WORTH, common
 from .attention import Tags
 from .plan import ReadingPlan
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One run through the backbone: ids [B, T], filled up on the right, and whose weights read them."""
+    """One run through the backbone: ids [B, T], filled up on the right, and whose weights read them.
+
+    whose [B]: where ids are beginnings [S, P] that rows share, the one of each row.
+    """
 
     ids: torch.Tensor
     tags: Tags
     weights: str
+    whose: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Pass:
         """The same on another device."""
-        return replace(self, ids=self.ids.to(device), tags=self.tags.to(device))
+        whose = None if self.whose is None else self.whose.to(device)
+        return replace(self, ids=self.ids.to(device), tags=self.tags.to(device), whose=whose)
+
+    @property
+    def saved(self) -> int:
+        """Tokens of rows that are in this pass for others too, (B - S)*P."""
+        return 0 if self.whose is None else (len(self.whose) - len(self.ids)) * self.ids.shape[1]
 
 
 @dataclass(frozen=True)
@@ -99,18 +111,27 @@ def passes_of(plan: ReadingPlan, strokes: int, deep: bool) -> list[tuple[str, li
     return passes
 
 
-def lay(rows: Sequence[Rendered], plan: ReadingPlan, strokes: int, *, pad_id: int, deep: bool = False) -> Laid:
-    """Rows as the passes of `plan` with `strokes` readings. deep: an answer after every stroke.
+def lay(
+    rows: Sequence[Rendered], plan: ReadingPlan, strokes: int, *, pad_id: int, deep: bool = False, share: bool = False
+) -> Laid:
+    """Rows as the passes of `plan` with `strokes` readings. deep: an answer after every stroke.  share: beginnings that
+    instructions have in common are read once, in a pass before the others, as far as stroke 1 goes: from stroke 2 on a
+    token sees what differs. Not with mix=gated, which averages strokes token by token.
 
     Only what is supervised behind x counts; an earlier answer inside x would see itself in an earlier stroke.
     """
     cuts = [cut(row) for row in rows]
+    units_of = passes_of(plan, strokes, deep)
     passes = []
-    for weights, units in passes_of(plan, strokes, deep):
-        passes.append(_pass(rows, cuts, plan, strokes, weights, units, pad_id))
+    begun = _beginnings(rows, cuts, plan, strokes, deep) if share and plan.mix == "concat" else None
+    if begun:
+        passes.append(_beginning(rows, *begun, plan, plan.weights(1, strokes)))
+    known = begun[0] if begun else 0
+    for weights, units in units_of:
+        passes.append(_pass(rows, cuts, plan, weights, units, pad_id, known))
     width = passes[-1].ids.shape[1]
     ends, positions, targets, owners = [], [], [], []
-    last = passes_of(plan, strokes, deep)[-1][1]
+    last = units_of[-1][1]
     for place, (row, end) in enumerate(zip(rows, cuts, strict=True)):
         start = 0
         for unit in last:
@@ -120,23 +141,46 @@ def lay(rows: Sequence[Rendered], plan: ReadingPlan, strokes: int, *, pad_id: in
                         positions.append(place * width + start + offset - 1)
                         targets.append(row.ids[end + offset])
                         owners.append(place)
-            start += len(row.ids) - end if unit.answer else end
+            start += _size(row, end, unit, known)
         ends.append(place * width + start - 1)
     return Laid(tuple(passes), *(torch.tensor(part, dtype=torch.long) for part in (ends, positions, targets, owners)))
+
+
+def _beginnings(
+    rows: Sequence[Rendered], cuts: Sequence[int], plan: ReadingPlan, strokes: int, deep: bool
+) -> tuple[int, NDArray[Any]] | None:
+    """P, and the beginning of each row [B]; None where it is not worth a pass of its own."""
+    length, whose = common([row.ids[:end] for row, end in zip(rows, cuts, strict=True)])
+    total = sum(plan.tokens(end, len(row.ids) - end, strokes, deep) for row, end in zip(rows, cuts, strict=True))
+    saved = length * (len(rows) - int(whose.max()) - 1) if length else 0
+    return (length, whose) if saved and saved >= WORTH * total else None
+
+
+def _beginning(rows: Sequence[Rendered], length: int, whose: NDArray[Any], plan: ReadingPlan, weights: str) -> Pass:
+    _, firsts = np.unique(whose, return_index=True)
+    ids = torch.tensor([rows[first].ids[:length] for first in firsts.tolist()])
+    yes = torch.ones_like(ids, dtype=torch.bool)
+    position = torch.arange(plan.slots, plan.slots + length).expand_as(ids)
+    return Pass(ids, Tags(position, torch.ones_like(ids), ~yes, yes), weights, torch.from_numpy(whose))
+
+
+def _size(row: Rendered, end: int, unit: _Unit, known: int) -> int:
+    """Tokens of a unit; known: of stroke 1, how many are read already."""
+    if unit.answer:
+        return len(row.ids) - end
+    return end - known if unit.stroke == 1 else end
 
 
 def _pass(
     rows: Sequence[Rendered],
     cuts: Sequence[int],
     plan: ReadingPlan,
-    strokes: int,
     weights: str,
     units: Sequence[_Unit],
     pad_id: int,
+    known: int,
 ) -> Pass:
-    lengths = [
-        sum(len(row.ids) - end if unit.answer else end for unit in units) for row, end in zip(rows, cuts, strict=True)
-    ]
+    lengths = [sum(_size(row, end, unit, known) for unit in units) for row, end in zip(rows, cuts, strict=True)]
     shape = (len(rows), max(1, *lengths))
     ids = np.full(shape, pad_id, dtype=np.int64)
     position, stroke = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -144,10 +188,11 @@ def _pass(
     for place, (row, end) in enumerate(zip(rows, cuts, strict=True)):
         start = 0
         for unit in units:
-            part = row.ids[end:] if unit.answer else row.ids[:end]
+            skipped = known if unit.stroke == 1 and not unit.answer else 0
+            part = row.ids[end:] if unit.answer else row.ids[skipped:end]
             here = slice(start, start + len(part))
             before = unit.stroke if unit.answer else unit.stroke - 1  # strokes whose positions come first
-            first = plan.slots + (min(before, int(unit.answer)) if plan.mix == "gated" else before) * end
+            first = plan.slots + (min(before, int(unit.answer)) if plan.mix == "gated" else before) * end + skipped
             ids[place, here] = part
             position[place, here] = np.arange(first, first + len(part))
             stroke[place, here], answer[place, here], valid[place, here] = unit.stroke, unit.answer, True

@@ -186,16 +186,18 @@ class Reading(nn.Module):
 
     def _remember(self, passes: Sequence[Pass]) -> Memory | None:
         """The memory before the last pass."""
-        start = self._slot_memory(passes[0].ids.shape[0])
+        start = self._slot_memory(passes[-1].ids.shape[0])
         read: list[Memory] = []
         gated = self.plan.mix == "gated" and len(passes) > 2
         for one in passes[:-1]:
-            before = [start] if start else []
+            ahead = start if one.whose is None else self._slot_memory(one.ids.shape[0])
+            before = [ahead] if ahead else []
             before += [] if gated else read
             sight = Sight(self.plan, one.tags, stack(before) if before else None)
             with self.using(one.weights):
                 self._call(one, sight, torch.zeros(0, dtype=torch.long, device=one.ids.device))
-            read.append(Memory(sight.memorise(len(sight.read)), one.tags))
+            left = Memory(sight.memorise(len(sight.read)), one.tags)
+            read.append(left if one.whose is None else left.of(one.whose))
         if gated:
             mixed = self._mix(read)
             deep = bool((passes[-1].tags.stroke[passes[-1].tags.valid] == 1).any())
