@@ -25,6 +25,7 @@ from .loading import BROKEN, first_line, quiet
 from .prefix import Layers, Prefix
 from .reading.attention import NAME, Sight, Tags
 from .reading.plan import ReadingPlan
+from .structure import in_mode
 
 FIRST = "default"  # PEFT's name of an adapter that was given none
 _COMMON = 5000  # of a vocabulary that is ordered by frequency, as merges are (Lester et al. sample as many)
@@ -55,15 +56,14 @@ def probe(model: Any) -> Layers:
 
     Found out by trying, not by the family's name. Raises InputError, the backbone being left as it was.
     """
-    before, modes = model.config._attn_implementation, [(module, module.training) for module in model.modules()]
+    before = model.config._attn_implementation
     held = getattr(model, "soft_prompts", None)
     embed = model.get_input_embeddings()
     device = embed.weight.device
     ids = (torch.arange(_PROBED, device=device)[None] * 7 + 3) % min(embed.weight.shape[0], 50)
     places = torch.arange(_PROBED, device=device)[None]
-    model.eval()
     try:
-        with quiet(), held.using(None) if held else nullcontext():
+        with quiet(), in_mode(model, training=False), held.using(None) if held else nullcontext():
             if model.base_model is model:
                 raise InputError("it has no part without an output layer")
             plain = model(input_ids=ids, use_cache=False).logits[:, _AHEAD:]  # before the attention is ours
@@ -78,9 +78,6 @@ def probe(model: Any) -> Layers:
         model.set_attn_implementation(before)
         why = first_line(error).removeprefix("strokes: ").partition(";")[0]  # where it can't read with a memory at all
         raise InputError(f"method: this model can't have a soft prompt: {why}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
     return layers
 
 

@@ -5,8 +5,8 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from ..models.kinds.decoder import collate, sharing
 from ..models.loading import BROKEN, quiet
 from ..models.reading.attention import NAME
 from ..models.reading.reader import check_layers
+from ..models.structure import in_mode
 from ..prompts.template import Rendered
 
 _exact: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # models that were tried
@@ -55,7 +56,7 @@ def _same(model: Any) -> bool:
     alone, together = collate(rows, 0), sharing(rows, 0)
     assert together is not None and together.shared is not None
     try:
-        with quiet(), _as(model, training=False):
+        with quiet(), in_mode(model, training=False):
             plain, shared = (_logits(model, batch.to(device)) for batch in (alone, together))
         check_layers(model.config.get_text_config(), together.shared.windows)
     except (InputError, NotImplementedError, *BROKEN):
@@ -71,22 +72,10 @@ def _draws(model: Any) -> bool:
     dropout until the first step."""
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    with quiet(), torch.random.fork_rng(devices=devices), _as(model, training=True):
+    with quiet(), torch.random.fork_rng(devices=devices), in_mode(model, training=True):
         before = _drawn(device)
         _logits(model, collate(_rows(model), 0).to(device))
         return not all(map(torch.equal, before, _drawn(device)))
-
-
-@contextmanager
-def _as(model: Any, *, training: bool) -> Iterator[None]:
-    """The model as in training, or not, and afterwards as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _drawn(device: torch.device) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ from ..kinds import kind_of, logits_at
 from ..kinds.batch import OWN_MASK
 from ..loading import BROKEN, first_line
 from ..methods import trained_parameters
+from ..structure import in_mode
 from .attention import NAME, Decoding, Layers, Memory, Sight, Tags, stack
 from .layout import Pass, lay
 from .plan import SINK, UNTRAINED, ReadingPlan
@@ -72,10 +73,8 @@ class Reading(nn.Module):
         size = min(base.get_input_embeddings().weight.shape[0], 50)
         row = Rendered([(7 * place + 3) % size for place in range(9)], [False] * 6 + [True] * 3, 5, 6)
         plan, before = ReadingPlan(strokes=(2,)), base.config._attn_implementation
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), in_mode(self.model, training=False):
                 laid = lay([row], plan, 2, pad_id=0)
                 one, positions = laid.passes[0].to(device), laid.positions.to(device)
                 plain = self._plainly(one, positions)  # before the attention is ours: ours could lack what theirs has
@@ -97,9 +96,6 @@ class Reading(nn.Module):
             if isinstance(error, InputError):
                 raise
             raise InputError(f"strokes: this model can't read with a memory: {first_line(error)}") from error
-        finally:
-            for module, training in modes:
-                module.training = training
         return [(key.shape[1], key.shape[3], value.shape[3]) for _, (key, value) in sorted(sight.read.items())]
 
     def _in_two(self, whole: Pass, plan: ReadingPlan, positions: torch.Tensor) -> torch.Tensor:
