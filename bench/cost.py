@@ -48,10 +48,9 @@ PLANS = {
     "deep": ReadingPlan(strokes=(2,), deep=True),
     "detached": ReadingPlan(strokes=(2,), prior="detached"),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
-    "ahead": ReadingPlan(strokes=(2,), memory="ahead"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),
 }
-READINGS = {name: PLANS[name] for name in ("single", "repeat", "frozen", "ahead", "gated")} | {
+READINGS = {name: PLANS[name] for name in ("single", "repeat", "frozen", "gated")} | {
     "three": ReadingPlan(strokes=(3,)),
     "sink_last": ReadingPlan(strokes=(2,), memory="sink+last"),
 }
@@ -96,8 +95,7 @@ def operations(model: Any, shape: Shape, plan: ReadingPlan) -> float:
     after = list(numbers) if plan.deep else [1 if plan.mix == "gated" else strokes]
     head_work = 2 * head * (shape.answer - min(4, shape.answer - 1))
     asked = len(after) * (2 * linear * shape.answer + head_work)
-    seen_by = [1 if plan.memory == "ahead" else stroke for stroke in after]  # readings that an answer sees
-    asked_seen = sum(4 * layers * width * shape.answer * (stroke * end + shape.answer / 2) for stroke in seen_by)
+    asked_seen = sum(4 * layers * width * shape.answer * (stroke * end + shape.answer / 2) for stroke in after)
     back = [0 if plan.weights(number, strokes) in ("off", "detached") else 1 for number in numbers]
     # Backward: one product for each with the weights, which are frozen; two for each of attention's two.
     total = sum(part * (1 + one) for part, one in zip(read, back, strict=True)) + 2 * asked
@@ -108,8 +106,6 @@ def operations(model: Any, shape: Shape, plan: ReadingPlan) -> float:
 def _keys(plan: ReadingPlan, stroke: int, end: int) -> float:
     """Keys that a token of a stroke sees, on average."""
     own = end if plan.direction == "bidirectional" and stroke > 1 else end / 2
-    if plan.memory == "ahead" and stroke > 1:
-        return own + end / 2
     return own + (0 if plan.mix == "gated" else (stroke - 1) * end)
 
 
@@ -231,7 +227,7 @@ def _answer(reading: Reading, prompt: Rendered, tokens: int) -> tuple[float, flo
 
 def _kept(plan: ReadingPlan, length: int) -> int:
     """Tokens whose keys and values an answer sees."""
-    if plan.mix == "gated" or plan.memory == "ahead":
+    if plan.mix == "gated":
         return length
     return length + 4 if plan.memory == "sink+last" else plan.most * length
 

@@ -58,8 +58,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "slots8": {"strokes": "2", "slots": 8},
     "slots32": {"strokes": "2", "slots": 32},
     "sink_last": {"strokes": "2", "memory": "sink+last"},
-    "ahead": {"strokes": "2", "memory": "ahead"},  # every token seen once, the answer reads the second stroke alone
-    "frozen_ahead": {"strokes": "2", "prior": "frozen", "memory": "ahead"},
 }
 FIRST = ("single", "repeat", "deep", "frozen", "gated", "single_x2")
 # Readings that are also answered with, besides the arm's own.

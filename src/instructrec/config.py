@@ -241,10 +241,8 @@ class ReadingSettings(Settings):
     )
     deep: bool = Field(False, description="in training, answer after every reading")
     slots: int = Field(0, ge=0, le=256, description="learned keys and values that stand before the instruction")
-    memory: Literal["all", "sink+last", "ahead"] = Field(
-        "all",
-        description="what is seen of earlier readings: all; by answers only the first tokens of the first; "
-        "or only what a reading has not come to yet, by answers nothing",
+    memory: Literal["all", "sink+last"] = Field(
+        "all", description="what answers see of earlier readings: all, or only the first tokens of the first"
     )
     direction: Literal["causal", "bidirectional"] = Field("causal", description="attention in the later readings")
     mix: Literal["concat", "gated"] = Field(

@@ -47,7 +47,7 @@ def plans() -> list[ReadingPlan]:
     """Every combination of settings that has a meaning, with two strokes, and those of concat with three."""
     names = ("prior", "stroke_adapters", "memory", "direction", "mix", "slots")
     values: tuple[tuple[Any, ...], ...] = (
-        ("tuned", "detached", "frozen"), ("shared", "separate"), ("all", "sink+last", "ahead"), ("causal", "bidirectional"),
+        ("tuned", "detached", "frozen"), ("shared", "separate"), ("all", "sink+last"), ("causal", "bidirectional"),
         ("concat", "gated"), (0, 3),
     )  # fmt: skip
     made = [ReadingPlan(), ReadingPlan(slots=3)]
@@ -128,13 +128,11 @@ def plainly(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Token:
-    """kind: slot, x or a.  stroke: that it belongs to; an answer's is the stroke after which it answers.  index: its
-    place in x."""
+    """kind: slot, x or a.  stroke: that it belongs to; an answer's is the stroke after which it answers."""
 
     position: int
     stroke: int
     kind: str
-    index: int = -1
 
 
 def sees(plan: ReadingPlan, query: Token, key: Token, window: int | None) -> bool:
@@ -149,8 +147,6 @@ def sees(plan: ReadingPlan, query: Token, key: Token, window: int | None) -> boo
         if key.stroke > query.stroke:
             return False
         if key.stroke < query.stroke:
-            if plan.memory == "ahead":
-                return key.stroke == query.stroke - 1 and key.index > query.index
             return plan.mix == "concat"
         if plan.direction == "bidirectional" and query.stroke > 1:
             return True
@@ -160,8 +156,6 @@ def sees(plan: ReadingPlan, query: Token, key: Token, window: int | None) -> boo
     if key.stroke == query.stroke:
         return True
     if key.stroke > query.stroke or plan.mix == "gated":
-        return False
-    if plan.memory == "ahead":
         return False
     if plan.memory == "sink+last":
         return key.stroke == 1 and key.position - plan.slots < SINK
@@ -228,7 +222,7 @@ class Slow:
             elif plan.stroke_adapters == "separate" and stroke < strokes:
                 weights = f"stroke_{stroke}"
             first = plan.slots + (0 if plan.mix == "gated" else (stroke - 1) * size)
-            tokens = [Token(first + place, stroke, "x", place) for place in range(size)]
+            tokens = [Token(first + place, stroke, "x") for place in range(size)]
             own: list[Layer] = []
             if size:
                 own = self.read(weights, ids, tokens, layers, known)[1]

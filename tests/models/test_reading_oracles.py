@@ -138,7 +138,6 @@ def test_an_answer_after_every_stroke(kind: str) -> None:
         {"strokes": (3,)}, {"strokes": (3,), "prior": "frozen", "memory": "sink+last"},
         {"strokes": (3,), "stroke_adapters": "separate", "direction": "bidirectional"},
         {"strokes": (2,), "mix": "gated", "direction": "bidirectional"}, {"strokes": (2,), "slots": 3},
-        {"strokes": (3,), "memory": "ahead", "prior": "frozen"},
     ]  # fmt: skip
     for case in cases:
         plan = ReadingPlan(deep=True, **case)
@@ -168,7 +167,7 @@ SHAPES = {
 EDGES: list[dict[str, Any]] = [
     {"strokes": (2,)}, {"strokes": (2,), "prior": "frozen"}, {"strokes": (2,), "memory": "sink+last", "slots": 3},
     {"strokes": (2,), "mix": "gated", "direction": "bidirectional", "memory": "sink+last"},
-    {"strokes": (3,), "stroke_adapters": "separate"}, {"strokes": (2,), "memory": "ahead"},
+    {"strokes": (3,), "stroke_adapters": "separate"},
 ]  # fmt: skip
 
 
@@ -264,11 +263,11 @@ def test_two_answers_written_at_once_do_not_mix() -> None:
 
 def test_the_memory_holds_only_what_an_answer_can_see() -> None:
     sizes = {}
-    for memory in ("all", "sink+last", "ahead"):
+    for memory in ("all", "sink+last"):
         made = reading("llama", ReadingPlan(strokes=(3,), memory=memory))
         state, _ = made.prefill([prompt_of(row(20, 2, 1))], 0, room=5)
         sizes[memory] = (state.length, state.layers[0][0].shape[2])
-    assert sizes == {"all": (62, 67), "sink+last": (26, 31), "ahead": (22, 27)}
+    assert sizes == {"all": (62, 67), "sink+last": (26, 31)}
 
 
 def test_the_dial_reads_as_often_as_it_says(kind: str) -> None:

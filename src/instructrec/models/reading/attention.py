@@ -73,8 +73,6 @@ def visible(plan: ReadingPlan, query: Tags, key: Tags, window: int | None) -> to
     Slots are seen by all. A token of an instruction sees earlier strokes whole (not under mix=gated, where strokes
     meet only in the average), and its own stroke up to itself, or whole where direction=bidirectional. An answer sees
     the memory after its stroke and itself causally. A layer with a window sees positions less than `window` back.
-    Under memory=ahead a token sees of the stroke before only what comes later in the instruction, and an answer sees
-    its own stroke alone; keys then have to hold stroke 1 whole, from which N is counted.
     """
     q_position, q_stroke, q_answer, _ = (part[:, :, None] for part in query._parts)
     k_position, k_stroke, k_answer, k_valid = (part[:, None, :] for part in key._parts)
@@ -87,9 +85,6 @@ def visible(plan: ReadingPlan, query: Tags, key: Tags, window: int | None) -> to
         earlier = ~k_answer & (k_stroke < q_stroke)
         if plan.memory == "sink+last":
             earlier = earlier & (~q_answer | ((k_stroke == 1) & (k_position < plan.slots + SINK)))
-        elif plan.memory == "ahead":
-            size = (~k_answer & (k_stroke == 1)).sum(dim=-1, keepdim=True)  # N: strokes stand N positions apart
-            earlier = earlier & ~q_answer & (k_stroke == q_stroke - 1) & (k_position + size > q_position)
         seen = seen | earlier
     if window is not None:
         seen = seen & (q_position - k_position < window)

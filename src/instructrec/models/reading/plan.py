@@ -26,7 +26,7 @@ UNTRAINED = {"detached": "detached", "frozen": "off"}  # prior -> weights of a r
 CHOICES = {
     "prior": ("tuned", "detached", "frozen"),
     "stroke_adapters": ("shared", "separate"),
-    "memory": ("all", "sink+last", "ahead"),
+    "memory": ("all", "sink+last"),
     "direction": ("causal", "bidirectional"),
     "mix": ("concat", "gated"),
 }
@@ -74,8 +74,6 @@ class ReadingPlan:
         if self.mix == "gated" and not differ:  # the gates would never have a gradient
             wanted = "want direction=bidirectional, prior=frozen or stroke_adapters=separate"
             raise InputError(f"mix: gated averages two equal readings ({wanted})")
-        if self.mix == "gated" and self.memory == "ahead":
-            raise InputError("memory: ahead needs strokes that see each other (got mix=gated, want mix=concat)")
         if self.stroke_adapters == "separate":
             if self.prior == "detached":
                 raise InputError("stroke_adapters: with prior=detached the first of separate ones would never be tuned")
