@@ -34,6 +34,7 @@ VIEWS = {
     "question_first": "question before the text",
     "question_last": "question after the text",
 }
+WRITTEN = ("seen", "unseen_wordings", "unseen_tasks")
 SHOWN = ("seen", "unseen_wordings", "unseen_tasks/report", "unseen_wordings_typos", "unseen_tasks_typos/report")
 ARMS = (
     "single", "repeat", "deep", "detached", "frozen", "gated", "single_x2", "sampled", "sampled_deep", "separate",
@@ -130,7 +131,8 @@ def cell(results: Mapping[int, Result], view: str, seeds: Sequence[int], reading
             if half and (task in choosing) != (half == "choose"):
                 continue
             pairs.append((nats[place], part["tokens"][place]))
-            right += [100.0 * part["exact"][place]] if "exact" in part and reading in (None, result["own"]) else []
+            written = part.get("exact" if reading in (None, result["own"]) else "exact_once" if reading == "1" else "")
+            right += [100.0 * written[place]] if written else []
             rows.append(part["rows"][place])
             clusters.append((task, seed))
     if not rows:
@@ -139,12 +141,16 @@ def cell(results: Mapping[int, Result], view: str, seeds: Sequence[int], reading
     return Cell(Statistic(np.array(pairs, dtype=np.float64), _ratio), exact, rows, clusters)
 
 
-def difference(group: Group, arm: str, other: str, view: str, what: str = "loss", reading: str | None = None) -> Any:
-    """arm - other over the seeds that both have, an Estimate, or None. Raises InputError when their rows differ."""
+def difference(
+    group: Group, arm: str, other: str, view: str, what: str = "loss",
+    reading: str | None = None, other_reading: str | None = None,
+) -> Any:  # fmt: skip
+    """arm - other over the seeds that both have, answered after so many readings (default: as tuned), an Estimate, or
+    None. Raises InputError when their rows differ."""
     if other not in group.arms:
         return None
     seeds = sorted(group.arms[arm].keys() & group.arms[other].keys())
-    one, two = cell(group.arms[arm], view, seeds, reading), cell(group.arms[other], view, seeds)
+    one, two = cell(group.arms[arm], view, seeds, reading), cell(group.arms[other], view, seeds, other_reading)
     if not seeds or one is None or two is None or getattr(one, what) is None or getattr(two, what) is None:
         return None
     if one.rows != two.rows:
@@ -224,8 +230,22 @@ def _dial(group: Group) -> list[str]:
         for reading in readings if len(readings) > 1 else []:
             found = [difference(group, arm, "single", view, "loss", reading) for view in SHOWN]
             own = ", as tuned" if reading == first["own"] else ""
-            rows.append([f"{arm}, answered after {reading}{own}", *(_signed(one, 3) for one in found)])
-    return _table(["arm − single", *(VIEWS[view] for view in SHOWN)], rows) if rows else []
+            right = [difference(group, arm, "single", view, "exact", reading) for view in WRITTEN]
+            told = [*(_signed(one, 3) for one in found), *(_signed(one, 1) for one in right)]
+            rows.append([f"{arm}, answered after {reading}{own}", *told])
+    head = ["arm − single", *(VIEWS[view] for view in SHOWN), *(f"{VIEWS[view]}, exact" for view in WRITTEN)]
+    return _table(head, rows) if rows else []
+
+
+def _equal_dial(group: Group) -> list[str]:
+    """Arms beside `repeat`, both answered after the same number of readings: at the same cost of an answer."""
+    rows = []
+    for reading in ("1", "2", "3"):
+        for arm in group.arms:
+            found = [difference(group, arm, "repeat", view, "loss", reading, reading) for view in SHOWN]
+            if arm != "repeat" and any(found):
+                rows.append([f"{arm}, both after {reading}", *(_signed(one, 3) for one in found)])
+    return _table(["arm − repeat", *(VIEWS[view] for view in SHOWN)], rows) if rows else []
 
 
 def _costs(group: Group) -> list[str]:
@@ -297,7 +317,7 @@ def section(group: Group) -> list[str]:
     lines += ["### Exact match, percent", "", *_values(group, "exact", 1), *_differences(group, "single", "exact", 1)]
     lines += [*never_worse(group)]
     if dial := _dial(group):
-        lines += ["### Other numbers of readings than tuned with", "", *dial]
+        lines += ["### Other numbers of readings than tuned with", "", *dial, *_equal_dial(group)]
     return [*lines, "### Cost", "", *_costs(group), *_by_task(group)]
 
 
