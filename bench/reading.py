@@ -51,6 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
     # After Bitune (arXiv 2405.14862); docs/rrtransformer.md tells how its own setting differs.
     "gated": {"strokes": "2", "mix": "gated", "direction": "bidirectional", "memory": "sink+last"},
     "single_x2": {"epochs": 2.0},  # a control of equal compute
+    "single_slow": {"learning_rate": 5e-4},  # and one of learning less
     "sampled": {"strokes": "1,2,3"},
     "sampled_deep": {"strokes": "1,2,3", "deep": True},
     # half the rank: as many trained weights as the others, and the same scale (alpha / rank)

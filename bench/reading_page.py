@@ -37,7 +37,7 @@ VIEWS = {
 WRITTEN = ("seen", "unseen_wordings", "unseen_tasks")
 SHOWN = ("seen", "unseen_wordings", "unseen_tasks/report", "unseen_wordings_typos", "unseen_tasks_typos/report")
 ARMS = (
-    "single", "repeat", "deep", "detached", "frozen", "gated", "single_x2", "sampled", "sampled_deep", "separate",
+    "single", "repeat", "deep", "detached", "frozen", "gated", "single_x2", "single_slow", "sampled", "sampled_deep", "separate",
     "slots8", "slots32", "sink_last", "ahead",  # ahead: tried, and no setting any more (docs/rrtransformer.md)
 )  # fmt: skip
 
