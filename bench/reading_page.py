@@ -37,8 +37,8 @@ VIEWS = {
 WRITTEN = ("seen", "unseen_wordings", "unseen_tasks")
 SHOWN = ("seen", "unseen_wordings", "unseen_tasks/report", "unseen_wordings_typos", "unseen_tasks_typos/report")
 ARMS = (
-    "single", "repeat", "deep", "detached", "frozen", "gated", "single_x2", "single_slow", "sampled", "sampled_deep", "separate",
-    "slots8", "slots32", "sink_last", "ahead",  # ahead: tried, and no setting any more (docs/rrtransformer.md)
+    "single", "repeat", "deep", "detached", "frozen", "gated", "single_x2", "single_slow", "sampled", "sampled_deep",
+    "separate", "slots8", "slots32", "sink_last", "ahead",  # the last: no setting any more (docs/decisions.md)
 )  # fmt: skip
 
 

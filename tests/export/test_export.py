@@ -218,7 +218,7 @@ def test_plans_that_no_template_can_say_are_refused(
 ) -> None:
     run = tuned("qwen", **settings)
     message = (
-        f"export: no other program reads by this plan (read {shown}); want tuned, shared, causal, concat, memory=all "
+        f"export: no other program reads by this plan (read {shown}); want tuned or detached, shared, causal, concat, memory=all "
         "and no slots, or --strokes 1"
     )
     assert refused(run, tmp_path / "model") == message

@@ -11,7 +11,7 @@ from reading_cases import close, plans, reading, row
 from torch.nn import functional
 
 from instructrec.models import methods
-from instructrec.models.reading import Reading, ReadingPlan, lay
+from instructrec.models.reading import Reading, ReadingPlan, lay, layout
 from instructrec.prompts.template import Rendered
 from instructrec.training.batching import Layout
 
@@ -48,7 +48,10 @@ def found(made: Reading, share: bool, deep: bool) -> tuple[Any, torch.Tensor, di
 @pytest.mark.parametrize(
     ("kind", "plan"), PAIRS, ids=lambda value: value if isinstance(value, str) else str(hash(value))
 )
-def test_what_is_read_once_is_what_each_row_reads(kind: str, plan: ReadingPlan) -> None:
+def test_what_is_read_once_is_what_each_row_reads(
+    kind: str, plan: ReadingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "WORTH", 0.01)
     made = reading(kind, plan)
     deep = plan.most > 1
     (alone, wanted, slopes), (laid, got, own) = (found(made, share, deep) for share in (False, True))
@@ -62,7 +65,10 @@ def test_what_is_read_once_is_what_each_row_reads(kind: str, plan: ReadingPlan) 
         close(own[name], slope, name)
 
 
-def test_every_token_is_read_as_often_as_without_sharing_but_for_what_is_saved() -> None:
+def test_every_token_is_read_as_often_as_without_sharing_but_for_what_is_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layout, "WORTH", 0.01)
     for plan in CONCAT:
         alone, laid = (lay(ROWS, plan, plan.most, pad_id=0, share=share) for share in (False, True))
         counts = [sum(int(one.tags.valid.sum()) for one in each.passes) for each in (alone, laid)]
@@ -88,6 +94,14 @@ def test_where_it_is_not_worth_it_nothing_changes(rows: list[Rendered], why: str
     alone, laid = (lay(rows, plan, 2, pad_id=0, share=share) for share in (False, True))
     assert all(one.whose is None for one in laid.passes), why
     assert all(torch.equal(one.ids, other.ids) for one, other in zip(alone.passes, laid.passes, strict=True))
+
+
+def test_a_reading_without_gradient_has_to_save_twice_as_much() -> None:
+    """Its tokens are a forward pass only, half the work of the others."""
+    rows = begun((0, 0, 0, 0), ((22, 2, 4),) * 4, 18)
+    for prior, shared in (("tuned", True), ("detached", False), ("frozen", False)):
+        plan = ReadingPlan(strokes=(3,), prior=prior)
+        assert (lay(rows, plan, 3, pad_id=0, share=True).passes[0].whose is not None) == shared, prior
 
 
 def test_an_instruction_that_several_rows_have_whole() -> None:

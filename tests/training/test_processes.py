@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ CASES: dict[str, tuple[str, ReadingPlan, dict[str, Any]]] = {
     "prefix": ("prefix_tuning", ReadingPlan(), {"batch_rows": 4, "accumulation": 2, "epochs": 2.0}),
     "one row": ("lora", ReadingPlan(), {"batch_rows": 1, "accumulation": 1}),  # the second process has none
     "deep": ("lora", ReadingPlan(strokes=(2,), deep=True), {"batch_rows": 3, "accumulation": 1}),
+    # Rows that begin alike: a beginning is a pass of its own, which cut-up weights do not allow.
+    "deep, alike": ("lora", ReadingPlan(strokes=(2,), deep=True), {"batch_rows": 6, "accumulation": 1, "epochs": 2.0}),
     "detached": ("lora", ReadingPlan(strokes=(2,), prior="detached"), {"batch_rows": 3, "accumulation": 1}),
     "separate": (
         "lora",
@@ -58,7 +61,9 @@ def made(case: str) -> tuple[Any, list[Any], Any]:
         if "lora_B" in key:
             torch.manual_seed(len(key))
             weight.data.normal_(0, 0.1)
-    rows = learning.rows(LENGTHS, 290)
+    rows = learning.rows([length % 10 + 31 for length in LENGTHS] if "alike" in case else LENGTHS, 290)
+    if "alike" in case:
+        rows = [replace(one, ids=rows[0].ids[:14] + one.ids[14:]) for one in rows]
     if not reading.plain:
         model = Reading(model, reading, method.using).to(torch.float64)
         if reading.slots:
@@ -83,7 +88,8 @@ def trained(case: str, file: str, skewed: bool = False) -> dict[str, Any]:
         save_file(weights, f"{file}-{group.rank}.safetensors")
         cut = sum(is_cut(parameter) for parameter in run.parameters)
     kept = [{key: value for key, value in entry.items() if "second" not in key} for entry in entries]
-    totals = {"tokens": outcome.tokens, "cut": cut, "parameters": len(run.names)}
+    totals = {"tokens": outcome.tokens, "cut": cut, "parameters": len(run.names), "shared": outcome.shared_tokens}
+    totals |= {"sharded": group.sharded}
     return totals | {"entries": kept, "rows": outcome.row_log, "losses": losses}
 
 
@@ -109,13 +115,17 @@ def test_two_processes_are_one(case: str, pair: tuple[Path, list[Any]], tmp_path
         return
     first, second = (one[case] for one in both)
     alone = trained(case, str(tmp_path / "one"))
+    # Sharing sums in another order for other rows beside a row, and the model's norms are in fp32.
+    bound = 1e-5 if "alike" in case else 1e-8
     for mine, theirs in ((first, alone), (second, alone)):
         assert len(mine["entries"]) == len(theirs["entries"]) >= 3
         for entry, want in zip(mine["entries"], theirs["entries"], strict=True):
-            assert entry == pytest.approx(want, abs=1e-8)
+            assert entry == pytest.approx(want, abs=bound)
         assert mine["tokens"] == theirs["tokens"]
+        assert (theirs["shared"] > 0) == ("alike" in case)
+        assert (mine["shared"] > 0) == ("alike" in case and not mine["sharded"])
         assert [tuple(one) for one in mine["losses"]] == [
-            (pytest.approx(total, abs=1e-8), count) for total, count in theirs["losses"]
+            (pytest.approx(total, abs=bound), count) for total, count in theirs["losses"]
         ]
         # Only full fine-tuning has much to cut up besides the frozen weights.
         assert mine["cut"] in (0, mine["parameters"] if case == "full" else 0)
@@ -130,7 +140,7 @@ def test_two_processes_are_one(case: str, pair: tuple[Path, list[Any]], tmp_path
     for rank in (0, 1):
         got = load_file(folder / f"two {case}-{rank}.safetensors")
         assert got.keys() == want.keys()
-        assert max(float((got[name] - want[name]).abs().max()) for name in want) <= 1e-8
+        assert max(float((got[name] - want[name]).abs().max()) for name in want) <= bound
     assert learning.same(*(load_file(folder / f"two {case}-{rank}.safetensors") for rank in (0, 1)))
 
 

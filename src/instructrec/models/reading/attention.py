@@ -95,18 +95,20 @@ class Sight:
     """What one pass through the backbone sees: travels as a keyword argument down to every attention layer.
 
     A layer that is recomputed in the backward pass gets the same object, so that it sees the same memory again.
-    read [layer]: keys and values of this pass, left behind by the layers.
+    read [layer]: keys and values of this pass, left behind by the layers.  keep: false where nobody will ask for them;
+    with recomputed layers this object, and they with it, would stay until the end of the backward pass.
     """
 
-    def __init__(self, plan: ReadingPlan, query: Tags, memory: Memory | None) -> None:
-        self.plan, self.query, self.memory = plan, query, memory
+    def __init__(self, plan: ReadingPlan, query: Tags, memory: Memory | None, keep: bool = True) -> None:
+        self.plan, self.query, self.memory, self.keep = plan, query, memory, keep
         self.key = memory.tags.join(query) if memory else query
         self.read: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._masks: dict[tuple[int | None, torch.dtype], tuple[torch.Tensor, Reach | None]] = {}
 
     def extend(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [B, G, K, E] that this layer attends to, from its own [B, G, T, E]."""
-        self.read[layer] = (key, value)
+        if self.keep:
+            self.read[layer] = (key, value)
         if self.memory is None:
             return key, value
         past_key, past_value = self.memory.layers[layer]

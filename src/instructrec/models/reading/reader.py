@@ -161,6 +161,7 @@ class Reading(nn.Module):
         if weights == "detached":
             with still:
                 yield
+            torch.clear_autocast_cache()  # some versions of torch keep weights that were cast here without a gradient
             return
         flags = [parameter.requires_grad for parameter in self.own]
         try:
@@ -178,7 +179,7 @@ class Reading(nn.Module):
         if passes is None or positions is None:
             return self.model(**inputs)
         memory = self._remember(passes)
-        return self._call(passes[-1], Sight(self.plan, passes[-1].tags, memory), positions)
+        return self._call(passes[-1], Sight(self.plan, passes[-1].tags, memory, keep=False), positions)
 
     def _remember(self, passes: Sequence[Pass]) -> Memory | None:
         """The memory before the last pass."""
