@@ -48,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "deep": {"strokes": "2", "deep": True},
     "frozen": {"strokes": "2", "prior": "frozen"},
     "detached": {"strokes": "2", "prior": "detached"},  # no gradient through the first reading
+    "consistent": {"strokes": "2", "deep": True, "consistency": 1.0},
     # After Bitune (arXiv 2405.14862); docs/rrtransformer.md tells how its own setting differs.
     "gated": {"strokes": "2", "mix": "gated", "direction": "bidirectional", "memory": "sink+last"},
     "single_x2": {"epochs": 2.0},  # a control of equal compute
@@ -66,10 +67,17 @@ DIALS = {
     "repeat": (1, 2, 3),
     "detached": (1, 2),
     "deep": (1, 2, 3),
+    "consistent": (1, 2, 3),
     "sampled": (1, 2, 3, 4),
     "sampled_deep": (1, 2, 3, 4),
 }
-ONCE_TOO = ("repeat", "deep", "sampled", "sampled_deep")  # whose answers are written after one reading as well
+ONCE_TOO = (
+    "repeat",
+    "deep",
+    "consistent",
+    "sampled",
+    "sampled_deep",
+)  # whose answers are written after one reading as well
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,9 @@ VIEWS = {
 WRITTEN = ("seen", "unseen_wordings", "unseen_tasks")
 SHOWN = ("seen", "unseen_wordings", "unseen_tasks/report", "unseen_wordings_typos", "unseen_tasks_typos/report")
 ARMS = (
-    "single", "repeat", "deep", "detached", "frozen", "gated", "single_x2", "single_slow", "sampled", "sampled_deep",
-    "separate", "slots8", "slots32", "sink_last", "ahead",  # the last: no setting any more (docs/decisions.md)
+    "single", "repeat", "deep", "consistent", "detached", "frozen", "gated", "single_x2", "single_slow",
+    "sampled", "sampled_deep", "separate", "slots8", "slots32", "sink_last",
+    "ahead",  # no setting any more (docs/decisions.md)
 )  # fmt: skip
 
 

@@ -240,6 +240,7 @@ class ReadingSettings(Settings):
         "shared", description="one adapter for all readings, or one each"
     )
     deep: bool = Field(False, description="in training, answer after every reading")
+    consistency: float = Field(0.0, ge=0, description="weight of agreement between the answers of deep")
     slots: int = Field(0, ge=0, le=256, description="learned keys and values that stand before the instruction")
     memory: Literal["all", "sink+last"] = Field(
         "all", description="what answers see of earlier readings: all, or only the first tokens of the first"

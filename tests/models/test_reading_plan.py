@@ -37,6 +37,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({**TWICE, "direction": "both"}, "direction: got 'both', known: bidirectional, causal"),
     ({**TWICE, "mix": "gates"}, "mix: got 'gates', did you mean 'gated'?"),
     ({"slots": -1}, "slots: got -1, want 0 or more"),
+    ({**TWICE, "deep": True, "consistency": -0.5}, "consistency: got -0.5, want 0 or more"),
+    ({**TWICE, "deep": True, "consistency": float("inf")}, "consistency: got inf, want 0 or more"),
+    ({**TWICE, "consistency": 1.0}, "consistency: 1 compares the answers after each reading (want deep)"),
+    ({"consistency": 0.5}, "consistency: 0.5 compares the answers after each reading (want deep)"),
     ({"strokes": (3,), "mix": "gated"}, "strokes: mix=gated averages two readings (got 3, want 2)"),
     ({"strokes": (1, 2, 3), "mix": "gated"}, "strokes: mix=gated averages two readings (got 1,2,3, want 2)"),
     ({"prior": "frozen"}, "prior: frozen needs a second reading (want strokes of 2 or more)"),
@@ -112,11 +116,13 @@ def test_strokes_are_parsed() -> None:
 
 
 def test_every_plan_survives_its_json() -> None:
-    made = [*plans(), ReadingPlan(strokes=(3, 1, 2), deep=True)]
+    made = [*plans(), ReadingPlan(strokes=(3, 1, 2), deep=True, consistency=0.3)]
     for plan in made:
         kept = json.loads(json.dumps(plan.to_json()))
         assert ReadingPlan.from_json(kept, "prompt.json") == plan
-        assert set(kept) == {"strokes", "prior", "stroke_adapters", "deep", "slots", "memory", "direction", "mix"}
+        assert set(kept) == {"strokes", "prior", "stroke_adapters", "deep", "slots", "memory", "direction", "mix"} | {
+            "consistency"
+        }
     assert ReadingPlan.from_json({"strokes": 2}, "prompt.json") == ReadingPlan(strokes=(2,))
     assert ReadingPlan.from_json({}, "prompt.json") == ReadingPlan()
 
@@ -125,8 +131,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"stroke": 2}, "run/prompt.json: reading: unknown setting 'stroke', did you mean 'strokes'?"),
     (
         {"zz": 2},
-        "run/prompt.json: reading: unknown setting 'zz', known: deep, direction, memory, mix, prior, slots, "
-        "stroke_adapters, strokes",
+        "run/prompt.json: reading: unknown setting 'zz', known: consistency, deep, direction, memory, mix, "
+        "prior, slots, stroke_adapters, strokes",
     ),
     ({"strokes": [9]}, "run/prompt.json: reading: strokes: got 9, want numbers from 1 to 8"),
 ]
@@ -142,6 +148,7 @@ def test_a_plan_that_was_changed_is_refused(value: dict[str, Any], message: str)
 def test_a_plan_in_one_phrase() -> None:
     assert ReadingPlan().describe() == "once"
     assert ReadingPlan(slots=4).describe() == "once, 4 slots"
+    assert ReadingPlan(strokes=(2,), deep=True, consistency=0.5).describe() == "2 times, deep, consistency=0.5"
     plan = ReadingPlan(
         strokes=(1, 2), prior="frozen", memory="sink+last", direction="bidirectional", deep=True, slots=2
     )

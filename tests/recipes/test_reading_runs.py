@@ -38,7 +38,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "separate": {"strokes": 2, "stroke_adapters": "separate"},
     "separate, gated, slots": {"strokes": 2, "stroke_adapters": "separate", "mix": "gated", "slots": 3},
     "slots": {"slots": 3},
-    "drawn": {"strokes": "1,2,3", "deep": True},
+    "drawn": {"strokes": "1,2,3", "deep": True, "consistency": 0.5},
     "full": {"strokes": 2, "method": "full", "deep": True},
 }
 EVERYTHING = "separate, gated, slots"  # a run with a file for every part

@@ -21,6 +21,7 @@ LORA = METHODS["lora"]
 PLANS = {
     "repeated": ReadingPlan(strokes=(2,)),
     "deep": ReadingPlan(strokes=(2,), deep=True),
+    "consistent": ReadingPlan(strokes=(1, 2, 3), deep=True, consistency=1.0),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
     "detached": ReadingPlan(strokes=(2,), prior="detached"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),

@@ -26,7 +26,7 @@ from ..prompts.template import Rendered, Renderer
 
 def plan_of(settings: TuneSettings, method: Method) -> ReadingPlan:
     """The reading plan that was asked for. Raises InputError where it does not go with the rest."""
-    names = ("prior", "stroke_adapters", "deep", "slots", "memory", "direction", "mix")
+    names = ("prior", "stroke_adapters", "deep", "consistency", "slots", "memory", "direction", "mix")
     plan = ReadingPlan(strokes=parse_strokes(settings.strokes), **{name: getattr(settings, name) for name in names})
     if plan.prior == "frozen" and not method.switchable:
         raise InputError(f"prior: frozen needs a method that can be switched off (got method '{method.name}')")

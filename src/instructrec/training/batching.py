@@ -64,7 +64,7 @@ class Layout:
         laid = lay(rows, self.plan, self.strokes, pad_id=self.pad_id, deep=self.deep, share=self.share)
         last = laid.passes[-1]
         parts = (last.ids, last.tags.valid, laid.positions, laid.targets, laid.owners)
-        return Batch(*parts, tuple(numbers), laid.passes)
+        return Batch(*parts, tuple(numbers), laid.passes, pairs=laid.pairs)
 
 
 def by_length(

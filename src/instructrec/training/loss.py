@@ -50,13 +50,58 @@ class _Likelihood(torch.autograd.Function):
         return shares * gradient[:, None].to(shares.dtype), None
 
 
+class _Apart(torch.autograd.Function):
+    """How far apart the predictions p and q of logits [N, V] at pairs [2, K] of places are, in nats, [K]: half the sum
+    of KL(p, q) and KL(q, p) (after R-Drop, arXiv 2106.14448, which compares two passes with other dropout).
+
+    Written J = sum((p - q) d) / 2 with d = log p - log q, its gradient is (p (d - sum(p d)) + p - q) / 2 for the logits
+    of p, and for those of q the same with both exchanged.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        size = pairs.shape[1]
+        found = torch.empty(size, dtype=wide, device=logits.device)
+        slopes = logits.new_empty(2, size, logits.shape[1])
+        rows = _ROWS if logits.device.type == "cpu" else size
+        for start in range(0, size, max(1, rows)):
+            here = slice(start, start + rows)
+            first, second = (torch.log_softmax(logits[part[here]].to(wide), dim=-1) for part in pairs)
+            apart = first - second
+            p, q = first.exp_(), second.exp_()
+            found[here] = 0.5 * ((p - q) * apart).sum(dim=-1)
+            slopes[0, here] = 0.5 * (p * (apart - (p * apart).sum(dim=-1, keepdim=True)) + p - q)
+            slopes[1, here] = 0.5 * (q * ((q * apart).sum(dim=-1, keepdim=True) - apart) + q - p)
+        ctx.save_for_backward(slopes, pairs)
+        ctx.size = len(logits)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        slopes, pairs = ctx.saved_tensors
+        scaled = slopes * gradient[None, :, None].to(slopes.dtype)
+        whole = slopes.new_zeros(ctx.size, slopes.shape[2])
+        for part, slope in zip(pairs, scaled, strict=True):  # a place is once at most in each of the two
+            whole.index_add_(0, part, slope)
+        return whole, None
+
+
 def token_losses(model: Any, batch: Batch) -> torch.Tensor:
-    """Negative log-likelihood in nats of each supervised token, [N], fp32."""
-    if batch.passes:  # a reading plan of its own
-        logits = model(passes=batch.passes, positions=batch.positions)[0]  # [N, V]
-    else:
+    """Negative log-likelihood in nats of each supervised token, [N], fp32. Where rows are answered after each of R
+    readings and the plan wants these to agree, what an answer after the first adds is told with it: the mean over all N
+    is then that of the likelihoods plus `consistency` times the mean distance of neighbours."""
+    if not batch.passes:
         logits = kind_of(model).logits(model, batch)
+        plain: torch.Tensor = _Likelihood.apply(logits, batch.targets)
+        return plain
+    logits = model(passes=batch.passes, positions=batch.positions)[0]  # [N, V], by a reading plan of its own
     losses: torch.Tensor = _Likelihood.apply(logits, batch.targets)
+    pairs, weight = batch.pairs, model.plan.consistency
+    if weight and pairs is not None and pairs.shape[1]:
+        share = len(losses) / pairs.shape[1]  # R / (R - 1)
+        losses = losses.index_add(0, pairs[1], weight * share * _Apart.apply(logits, pairs))
     return losses
 
 

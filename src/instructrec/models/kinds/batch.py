@@ -31,6 +31,7 @@ class Batch:
     positions [N]: index into the B*T tokens from which a supervised token is predicted.  targets [N]: that token.
     owners [N]: place in the batch of the row that it belongs to.  rows: numbers of the rows.
     passes: where a reading plan wants several, with ids and mask of the last, to which the positions belong.
+    pairs [2, K]: places in positions of the same token after a reading and after the next, where it is answered then.
     answers [B, U]: what a decoder beside an encoder is fed; `positions` then count in its B*U tokens.
     shared: where rows share their beginnings; ids, `positions` and `places`, of ids in their rows, are then of one long
     row [1, S*P + B*W].
@@ -46,6 +47,7 @@ class Batch:
     answers: torch.Tensor | None = None
     places: torch.Tensor | None = None
     shared: SharedPrefix | None = None
+    pairs: torch.Tensor | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "targets", "owners")}
-        for name in ("mask", "answers", "places", "shared"):
+        for name in ("mask", "answers", "places", "shared", "pairs"):
             part = getattr(self, name)
             moved[name] = None if part is None else part.to(device)
         return replace(self, **moved, passes=tuple(one.to(device) for one in self.passes))

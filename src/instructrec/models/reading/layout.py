@@ -54,6 +54,8 @@ class Laid:
     ends [B]: index into the last pass's B*T tokens of each row's last token.
     positions [N']: index of the tokens from which a supervised one is predicted.  targets [N'].
     owners [N']: the row that each of them belongs to.
+    pairs [2, K]: places in positions of the same token of an answer, after a stroke and after the next; K is 0 where
+    rows are answered once.
     """
 
     passes: tuple[Pass, ...]
@@ -61,6 +63,7 @@ class Laid:
     positions: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
+    pairs: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -130,20 +133,31 @@ def lay(
     for weights, units in units_of:
         passes.append(_pass(rows, cuts, plan, weights, units, pad_id, known))
     width = passes[-1].ids.shape[1]
-    ends, positions, targets, owners = [], [], [], []
+    ends: list[int] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    pairs: list[tuple[int, int]] = []
     last = units_of[-1][1]
     for place, (row, end) in enumerate(zip(rows, cuts, strict=True)):
-        start = 0
+        start, before = 0, range(0)
         for unit in last:
             if unit.answer:
+                first = len(positions)
                 for offset in range(1, len(row.ids) - end):
                     if row.supervised[end + offset]:
                         positions.append(place * width + start + offset - 1)
                         targets.append(row.ids[end + offset])
                         owners.append(place)
+                own = range(first, len(positions))
+                pairs += zip(before, own, strict=False)  # before the first there is none
+                before = own
             start += _size(row, end, unit, known)
         ends.append(place * width + start - 1)
-    return Laid(tuple(passes), *(torch.tensor(part, dtype=torch.long) for part in (ends, positions, targets, owners)))
+    apart = [[pair[side] for pair in pairs] for side in (0, 1)]
+    return Laid(
+        tuple(passes), *(torch.tensor(part, dtype=torch.long) for part in (ends, positions, targets, owners, apart))
+    )
 
 
 def _beginnings(
@@ -151,9 +165,7 @@ def _beginnings(
 ) -> tuple[int, NDArray[Any]] | None:
     """P, and the beginning of each row [B]; None where it is not worth a pass of its own."""
     length, whose = common([row.ids[:end] for row, end in zip(rows, cuts, strict=True)])
-    work = (
-        0.5 if plan.weights(1, strokes) in UNTRAINED.values() else 1.0
-    )  # of a token of stroke 1: half has no gradient
+    work = 0.5 if plan.weights(1, strokes) in UNTRAINED.values() else 1.0  # of a token of stroke 1, without a gradient
     total = sum(plan.tokens(end, len(row.ids) - end, strokes, deep) for row, end in zip(rows, cuts, strict=True))
     total -= (1 - work) * sum(cuts)
     saved = work * length * (len(rows) - int(whose.max()) - 1) if length else 0

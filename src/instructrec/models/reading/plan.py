@@ -39,7 +39,8 @@ class ReadingPlan:
     strokes: R, or several of which one is drawn for each training step.  prior: how stroke 1 reads: as the others, so
     but without gradient, or with the backbone's weights alone and without gradient.
     stroke_adapters: one phi for all strokes, or one each.  deep: in training, answer after every stroke.
-    slots: S.  memory: what is seen of earlier strokes.  direction: attention inside strokes from the second on.
+    consistency: weight in the loss of how far neighbours of these answers are apart.  slots: S.
+    memory: what is seen of earlier strokes.  direction: attention inside strokes from the second on.
     mix: how a stroke joins the memory.  Raises InputError for a plan that has no meaning.
     """
 
@@ -47,6 +48,7 @@ class ReadingPlan:
     prior: str = "tuned"
     stroke_adapters: str = "shared"
     deep: bool = False
+    consistency: float = 0.0
     slots: int = 0
     memory: str = "all"
     direction: str = "causal"
@@ -60,6 +62,10 @@ class ReadingPlan:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: got '{getattr(self, name)}', {did_you_mean(getattr(self, name), allowed)}")
+        if not 0 <= self.consistency < float("inf"):
+            raise InputError(f"consistency: got {self.consistency:g}, want 0 or more")
+        if self.consistency and not self.deep:
+            raise InputError(f"consistency: {self.consistency:g} compares the answers after each reading (want deep)")
         if self.slots < 0:
             raise InputError(f"slots: got {self.slots}, want 0 or more")
         if self.mix == "gated" and self.most > 2:
@@ -181,6 +187,7 @@ class ReadingPlan:
             if getattr(self, name) != _DEFAULTS[name]:
                 parts.append(f"{name}={getattr(self, name)}")
         parts += ["deep"] if self.deep else []
+        parts += [f"consistency={self.consistency:g}"] if self.consistency else []
         parts += [f"{self.slots} slots"] if self.slots else []
         return ", ".join(parts)
 
