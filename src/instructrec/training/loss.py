@@ -1,6 +1,6 @@
 """Negative log-likelihood of the supervised tokens, with logits at those positions only.
 
-N supervised positions, V vocabulary.
+N supervised positions, V vocabulary, K pairs of positions that are compared, R readings.
 """
 
 from __future__ import annotations
