@@ -46,7 +46,7 @@ PLANS = {
     "single": ReadingPlan(),
     "repeat": ReadingPlan(strokes=(2,)),
     "deep": ReadingPlan(strokes=(2,), deep=True),
-    "detached": ReadingPlan(strokes=(2,), prior="detached"),
+    "consistent": ReadingPlan(strokes=(2,), deep=True, consistency=1.0),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),
 }
@@ -96,7 +96,7 @@ def operations(model: Any, shape: Shape, plan: ReadingPlan) -> float:
     head_work = 2 * head * (shape.answer - min(4, shape.answer - 1))
     asked = len(after) * (2 * linear * shape.answer + head_work)
     asked_seen = sum(4 * layers * width * shape.answer * (stroke * end + shape.answer / 2) for stroke in after)
-    back = [0 if plan.weights(number, strokes) in ("off", "detached") else 1 for number in numbers]
+    back = [0 if plan.weights(number, strokes) == "off" else 1 for number in numbers]
     # Backward: one product for each with the weights, which are frozen; two for each of attention's two.
     total = sum(part * (1 + one) for part, one in zip(read, back, strict=True)) + 2 * asked
     total += sum(part * (1 + 2 * one) for part, one in zip(seen, back, strict=True)) + 3 * asked_seen

@@ -47,7 +47,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "repeat": {"strokes": "2"},
     "deep": {"strokes": "2", "deep": True},
     "frozen": {"strokes": "2", "prior": "frozen"},
-    "detached": {"strokes": "2", "prior": "detached"},  # no gradient through the first reading
     "consistent": {"strokes": "2", "deep": True, "consistency": 1.0},
     # After Bitune (arXiv 2405.14862); docs/rrtransformer.md tells how its own setting differs.
     "gated": {"strokes": "2", "mix": "gated", "direction": "bidirectional", "memory": "sink+last"},
@@ -65,7 +64,6 @@ FIRST = ("single", "repeat", "deep", "frozen", "gated", "single_x2")
 # Readings that are also answered with, besides the arm's own.
 DIALS = {
     "repeat": (1, 2, 3),
-    "detached": (1, 2),
     "deep": (1, 2, 3),
     "consistent": (1, 2, 3),
     "sampled": (1, 2, 3, 4),
@@ -333,7 +331,7 @@ def losses(loaded: Any, rendered: Sequence[Any], readings: Sequence[int]) -> dic
     from instructrec.training.loss import row_losses
 
     options = {"pad_id": loaded.backbone.pad_id, "batch_tokens": 4096}
-    if len(readings) > 1 and loaded.model.plan.answering.sequence:
+    if len(readings) > 1 and loaded.model.plan.sequence:
         own = loaded.strokes
         by_reading = losses_by_reading(loaded.model, rendered, max(readings), averaged=own, **options)
         found: dict[int | str, list[tuple[float, int]]] = {reading: by_reading[reading - 1] for reading in readings}

@@ -37,9 +37,9 @@ VIEWS = {
 WRITTEN = ("seen", "unseen_wordings", "unseen_tasks")
 SHOWN = ("seen", "unseen_wordings", "unseen_tasks/report", "unseen_wordings_typos", "unseen_tasks_typos/report")
 ARMS = (
-    "single", "repeat", "deep", "consistent", "detached", "frozen", "gated", "single_x2", "single_slow",
+    "single", "repeat", "deep", "consistent", "frozen", "gated", "single_x2", "single_slow",
     "sampled", "sampled_deep", "separate", "slots8", "slots32", "sink_last",
-    "ahead",  # no setting any more (docs/decisions.md)
+    "detached", "ahead",  # no settings any more (docs/decisions.md)
 )  # fmt: skip
 
 

@@ -233,9 +233,7 @@ class ReadingSettings(Settings):
     strokes: Annotated[str, "a number such as 2, or several such as 1,2,3"] = Field(
         "1", description="how often an instruction is read, or several numbers of which one is drawn for each step"
     )
-    prior: Literal["tuned", "detached", "frozen"] = Field(
-        "tuned", description="the first reading: tuned; so, but without gradient (detached); or untuned (frozen)"
-    )
+    prior: Literal["tuned", "frozen"] = Field("tuned", description="weights of the first reading; frozen: untuned")
     stroke_adapters: Literal["shared", "separate"] = Field(
         "shared", description="one adapter for all readings, or one each"
     )

@@ -158,15 +158,6 @@ def test_conversations_are_asked_in_the_runs_ids(tuned: Tune, tmp_path: Path, ki
         assert given == wanted == exported.renderer.prompt(Record(turns)).ids
 
 
-def test_what_was_trained_detached_is_exported_as_repetition(tuned: Tune, tmp_path: Path) -> None:
-    run = tuned("qwen", strokes=2, prior="detached")
-    export_run(str(run), str(tmp_path / "twice"), ExportSettings(precision="fp32"))
-    exported, ours = opened(tmp_path / "twice"), opened(run)
-    prompt = exported.renderer.prompt(PROBES[0]).ids
-    assert prompt == repeat(ours.renderer.prompt(PROBES[0]), 2).ids
-    assert float((logits(ours.decoder, prompt) - logits(exported.decoder, prompt)).abs().max()) <= 1e-4
-
-
 def test_fewer_readings_than_tuned_can_be_exported(tuned: Tune, tmp_path: Path) -> None:
     run = tuned("qwen", strokes=2, prior="frozen")
     export_run(str(run), str(tmp_path / "once"), ExportSettings(precision="fp32", strokes=1))
@@ -218,7 +209,7 @@ def test_plans_that_no_template_can_say_are_refused(
 ) -> None:
     run = tuned("qwen", **settings)
     message = (
-        f"export: no other program reads by this plan (read {shown}); want tuned or detached, shared, causal, concat, memory=all "
+        f"export: no other program reads by this plan (read {shown}); want tuned, shared, causal, concat, memory=all "
         "and no slots, or --strokes 1"
     )
     assert refused(run, tmp_path / "model") == message

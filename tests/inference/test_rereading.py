@@ -26,7 +26,6 @@ STEPS = 10
 PLANS = {
     "repeated": ReadingPlan(strokes=(2,)),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
-    "detached": ReadingPlan(strokes=(2,), prior="detached"),
     "three, sink": ReadingPlan(strokes=(3,), memory="sink+last", direction="bidirectional"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),
     "separate, slots": ReadingPlan(strokes=(2,), stroke_adapters="separate", slots=3),

@@ -47,7 +47,7 @@ def plans() -> list[ReadingPlan]:
     """Every combination of settings that has a meaning, with two strokes, and those of concat with three."""
     names = ("prior", "stroke_adapters", "memory", "direction", "mix", "slots")
     values: tuple[tuple[Any, ...], ...] = (
-        ("tuned", "detached", "frozen"), ("shared", "separate"), ("all", "sink+last"), ("causal", "bidirectional"),
+        ("tuned", "frozen"), ("shared", "separate"), ("all", "sink+last"), ("causal", "bidirectional"),
         ("concat", "gated"), (0, 3),
     )  # fmt: skip
     made = [ReadingPlan(), ReadingPlan(slots=3)]
@@ -198,9 +198,9 @@ class Slow:
         cache = DynamicCache()
         for place, (key, value) in enumerate(layers):
             cache.update(key, value, place)
-        told: AbstractContextManager[Any] = torch.no_grad() if weights in ("off", "detached") else nullcontext()
+        told: AbstractContextManager[Any] = torch.no_grad() if weights == "off" else nullcontext()
         with told:
-            out = self.models["" if weights == "detached" else weights](
+            out = self.models[weights](
                 input_ids=torch.tensor([list(ids)]),
                 position_ids=torch.tensor([[token.position for token in tokens]]),
                 attention_mask=mask_of(self.plan, self.kind, tokens, [*known, *tokens]),
@@ -217,8 +217,8 @@ class Slow:
         memories, read = [], []
         for stroke in range(1, strokes + 1):
             weights = ""
-            if strokes > 1 and stroke == 1 and plan.prior != "tuned":
-                weights = {"frozen": "off", "detached": "detached"}[plan.prior]
+            if strokes > 1 and stroke == 1 and plan.prior == "frozen":
+                weights = "off"
             elif plan.stroke_adapters == "separate" and stroke < strokes:
                 weights = f"stroke_{stroke}"
             first = plan.slots + (0 if plan.mix == "gated" else (stroke - 1) * size)

@@ -5,7 +5,6 @@ N' supervised positions, V vocabulary, L layers.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from reading_cases import (
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-import learning
 import tiny
 from instructrec.errors import InputError
 from instructrec.models import methods
@@ -40,7 +38,6 @@ LAST = {"llama": "layers.1.", "gpt2": "h.1.", "qwen": "layers.1.", "gemma": "lay
 FEW: list[dict[str, Any]] = [
     {"strokes": (3,)},
     {"strokes": (2,), "prior": "frozen", "slots": 3},
-    {"strokes": (2,), "prior": "detached", "slots": 3},
     {"strokes": (2,), "stroke_adapters": "separate", "memory": "sink+last"},
     {"strokes": (3,), "stroke_adapters": "separate", "prior": "frozen"},
     {"strokes": (2,), "direction": "bidirectional", "slots": 3},
@@ -123,24 +120,14 @@ def test_a_frozen_reading_leaves_the_backbones_own_memory(kind: str) -> None:
     assert len(memory.layers) == len(out.past_key_values.layers)
 
 
-def test_the_gradients_of_the_three_priors_differ() -> None:
+def test_the_gradient_of_a_frozen_reading_is_another_than_that_of_a_tuned_one() -> None:
     """So that the comparison with the explicit graph can tell them apart."""
     found = []
-    for prior in ("tuned", "frozen", "detached"):
+    for prior in ("tuned", "frozen"):
         made = reading("llama", ReadingPlan(strokes=(2,), prior=prior, slots=3))
         loss_of(made, ROWS).backward()
         found.append(torch.cat([one.grad.flatten() for one in (made.slots, *adapters(made.model, "default").values())]))
-    for one, other in itertools.combinations(found, 2):
-        assert float((one - other).abs().max()) > 1e-2
-
-
-def test_a_detached_reading_is_a_tuned_one_without_gradient(kind: str) -> None:
-    """The numbers of the tuned prior to the last bit of its pass, and a memory that hangs on no graph."""
-    tuned, detached = (reading(kind, ReadingPlan(strokes=(2,), prior=prior)) for prior in ("tuned", "detached"))
-    close(read_rows(detached, ROWS)[0], read_rows(tuned, ROWS)[0])
-    memory = detached._remember(lay(ROWS, detached.plan, 2, pad_id=0).passes)
-    assert memory is not None and torch.is_grad_enabled()
-    assert not any(part.requires_grad for layer in memory.layers for part in layer)
+    assert float((found[0] - found[1]).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -279,25 +266,11 @@ def test_mixed_precision_reads_and_learns() -> None:
         assert made.plan.stroke_adapters == "separate" or all(slope is not None for slope in slopes), case
 
 
-def test_weights_cast_for_a_reading_without_gradient_still_learn() -> None:
-    """Torch before 2.10 or so keeps what autocast made of a weight at its first use, with a gradient or without."""
-    for name in methods.METHODS:
-        method = methods.get(name)
-        model = method.attach(tiny.model("llama"), learning.options_of(method), 0)
-        made = Reading(model, ReadingPlan(strokes=(2,), prior="detached"), method.using).train()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(made, ROWS)
-        loss.backward()
-        trained = methods.trained_parameters(made)
-        assert trained and all(one.grad is not None for one in trained.values()), name
-
-
 CHECKPOINTED: list[dict[str, Any]] = [
     {"strokes": (2,)},
     {"strokes": (3,), "deep": True},
     {"strokes": (2,), "prior": "frozen"},
     {"strokes": (2,), "prior": "frozen", "slots": 3, "deep": True},
-    {"strokes": (3,), "prior": "detached", "deep": True},
     {"strokes": (2,), "direction": "bidirectional", "memory": "sink+last"},
     {"strokes": (2,), "slots": 3},
     {"strokes": (2,), "mix": "gated", "direction": "bidirectional"},

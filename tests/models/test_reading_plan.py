@@ -31,7 +31,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"strokes": (2, 9)}, "strokes: got 2,9, want numbers from 1 to 8"),
     ({"strokes": (2, 3, 2)}, "strokes: got 2,3,2, want each number once"),
     ({**TWICE, "prior": "frosen"}, "prior: got 'frosen', did you mean 'frozen'?"),
-    ({**TWICE, "prior": "x"}, "prior: got 'x', known: detached, frozen, tuned"),
+    ({**TWICE, "prior": "x"}, "prior: got 'x', known: frozen, tuned"),
     ({**TWICE, "stroke_adapters": "seperate"}, "stroke_adapters: got 'seperate', did you mean 'separate'?"),
     ({**TWICE, "memory": "last"}, "memory: got 'last', did you mean 'sink+last'?"),
     ({**TWICE, "direction": "both"}, "direction: got 'both', known: bidirectional, causal"),
@@ -52,15 +52,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {**TWICE, "stroke_adapters": "separate", "prior": "frozen"},
         "stroke_adapters: with prior=frozen and two strokes only one of them is tuned",
-    ),
-    (
-        {"strokes": (3,), "stroke_adapters": "separate", "prior": "detached"},
-        "stroke_adapters: with prior=detached the first of separate ones would never be tuned",
-    ),
-    (
-        {**TWICE, "mix": "gated", "prior": "detached"},
-        "mix: gated averages two equal readings (want direction=bidirectional, prior=frozen or "
-        "stroke_adapters=separate)",
     ),
     (
         {"strokes": (1, 2), "mix": "gated", "memory": "sink+last", "slots": 2},
@@ -162,10 +153,6 @@ def test_what_is_plain_and_what_is_one_pass() -> None:
     assert ReadingPlan(strokes=(1, 2), prior="frozen").one_pass(1)
     assert not ReadingPlan(strokes=(1, 2), prior="frozen").one_pass(2)
     assert not ReadingPlan(strokes=(1, 2), slots=3).one_pass(1)
-    detached = ReadingPlan(strokes=(2,), prior="detached")
-    assert not detached.one_pass(2) and detached.answering == ReadingPlan(strokes=(2,))
-    frozen = ReadingPlan(strokes=(2,), prior="frozen")
-    assert frozen.answering == frozen
 
 
 def test_whose_weights_read_a_stroke() -> None:
@@ -176,14 +163,11 @@ def test_whose_weights_read_a_stroke() -> None:
     assert weights(3, strokes=(3,)) == ["", "", ""]
     assert weights(3, strokes=(3,), prior="frozen") == ["off", "", ""]
     assert weights(1, strokes=(1, 2), prior="frozen") == [""]
-    assert weights(3, strokes=(3,), prior="detached") == ["detached", "", ""]
-    assert weights(1, strokes=(1, 2), prior="detached") == [""]
     assert weights(3, strokes=(3,), stroke_adapters="separate") == ["stroke_1", "stroke_2", ""]
     assert weights(3, strokes=(3,), stroke_adapters="separate", prior="frozen") == ["off", "stroke_2", ""]
     assert ReadingPlan(strokes=(3,), stroke_adapters="separate").adapters == ["stroke_1", "stroke_2"]
     assert ReadingPlan(strokes=(3,), stroke_adapters="separate", prior="frozen").adapters == ["stroke_2"]
     assert ReadingPlan(strokes=(3,), prior="frozen").adapters == []
-    assert ReadingPlan(strokes=(3,), prior="detached").adapters == []
 
 
 # -- strokes drawn in training --------------------------------------------------------------------------------------
@@ -318,7 +302,6 @@ PASSES: list[tuple[dict[str, Any], int, bool, list[str]]] = [
     ({"strokes": (2,)}, 2, True, [":1 2 a1 a2"]),
     ({"strokes": (3,), "prior": "frozen"}, 3, True, ["off:1", ":2 3 a1 a2 a3"]),
     ({"strokes": (1, 2), "prior": "frozen"}, 1, False, [":1 a1"]),
-    ({"strokes": (3,), "prior": "detached"}, 3, True, ["detached:1", ":2 3 a1 a2 a3"]),
     ({"strokes": (3,), "stroke_adapters": "separate"}, 3, False, ["stroke_1:1", "stroke_2:2", ":3 a3"]),
     ({**TWICE, "mix": "gated", "direction": "bidirectional"}, 2, True, [":1", ":2", ":a1 a2"]),
     ({**TWICE, "mix": "gated", "prior": "frozen"}, 2, False, ["off:1", ":2", ":a2"]),

@@ -99,7 +99,7 @@ def test_where_it_is_not_worth_it_nothing_changes(rows: list[Rendered], why: str
 def test_a_reading_without_gradient_has_to_save_twice_as_much() -> None:
     """Its tokens are a forward pass only, half the work of the others."""
     rows = begun((0, 0, 0, 0), ((22, 2, 4),) * 4, 18)
-    for prior, shared in (("tuned", True), ("detached", False), ("frozen", False)):
+    for prior, shared in (("tuned", True), ("frozen", False)):
         plan = ReadingPlan(strokes=(3,), prior=prior)
         assert (lay(rows, plan, 3, pad_id=0, share=True).passes[0].whose is not None) == shared, prior
 
@@ -107,7 +107,7 @@ def test_a_reading_without_gradient_has_to_save_twice_as_much() -> None:
 def test_an_instruction_that_several_rows_have_whole() -> None:
     """A token of each is left for the passes behind."""
     rows = begun((0, 0, 0), ((0, 2, 4), (0, 1, 3), (4, 1, 2)), 18)
-    plan = ReadingPlan(strokes=(2,), prior="detached", slots=3)
+    plan = ReadingPlan(strokes=(2,), prior="frozen", slots=3)
     made = reading("llama", plan)
     alone, laid = (lay(rows, plan, 2, pad_id=0, share=share) for share in (False, True))
     assert laid.passes[0].ids.shape == (1, 17)

@@ -159,7 +159,6 @@ class SoftSlow(Slow):
     def read(
         self, weights: str, ids: Sequence[int], tokens: Sequence[Token], layers: Sequence[Layer], known: Sequence[Token]
     ) -> tuple[torch.Tensor, list[Layer]]:
-        weights = "" if weights == "detached" else weights  # gradients are not looked at here
         ahead = [] if weights == "off" else self.ahead[weights]
         size = ahead[0][0].shape[2] if ahead else 0
         cache = DynamicCache()

@@ -33,7 +33,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "repeated": {"strokes": 2},
     "deep": {"strokes": 2, "deep": True},
     "frozen": {"strokes": 2, "prior": "frozen"},
-    "detached": {"strokes": 2, "prior": "detached"},
     "gated": {"strokes": 2, "mix": "gated", "direction": "bidirectional", "memory": "sink+last", "checkpointing": True},
     "separate": {"strokes": 2, "stroke_adapters": "separate"},
     "separate, gated, slots": {"strokes": 2, "stroke_adapters": "separate", "mix": "gated", "slots": 3},
@@ -342,7 +341,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"strokes": []}, "strokes: not the right kind (got [], want a number such as 2, or several such as 1,2,3)"),
     ({"deep": True}, "deep: True needs a second reading (want strokes of 2 or more)"),
     ({"prior": "frozen"}, "prior: frozen needs a second reading (want strokes of 2 or more)"),
-    ({"strokes": 2, "prior": "cold"}, "prior: unknown value (got 'cold', want tuned, detached or frozen)"),
+    ({"strokes": 2, "prior": "cold"}, "prior: unknown value (got 'cold', want tuned or frozen)"),
     (
         {"strokes": 2, "prior": "frozen", "method": "full"},
         "prior: frozen needs a method that can be switched off (got method 'full')",

@@ -34,7 +34,6 @@ CASES: dict[str, tuple[str, ReadingPlan, dict[str, Any]]] = {
     "deep": ("lora", ReadingPlan(strokes=(2,), deep=True), {"batch_rows": 3, "accumulation": 1}),
     # Rows that begin alike: a beginning is a pass of its own, which cut-up weights do not allow.
     "deep, alike": ("lora", ReadingPlan(strokes=(2,), deep=True), {"batch_rows": 6, "accumulation": 1, "epochs": 2.0}),
-    "detached": ("lora", ReadingPlan(strokes=(2,), prior="detached"), {"batch_rows": 3, "accumulation": 1}),
     "separate": (
         "lora",
         ReadingPlan(strokes=(2,), stroke_adapters="separate"),

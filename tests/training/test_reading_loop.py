@@ -23,7 +23,6 @@ PLANS = {
     "deep": ReadingPlan(strokes=(2,), deep=True),
     "consistent": ReadingPlan(strokes=(1, 2, 3), deep=True, consistency=1.0),
     "frozen": ReadingPlan(strokes=(2,), prior="frozen"),
-    "detached": ReadingPlan(strokes=(2,), prior="detached"),
     "gated": ReadingPlan(strokes=(2,), mix="gated", direction="bidirectional", memory="sink+last"),
     "separate": ReadingPlan(strokes=(2,), stroke_adapters="separate"),
     "separate, gated, slots": ReadingPlan(strokes=(2,), stroke_adapters="separate", mix="gated", slots=3),

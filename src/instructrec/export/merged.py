@@ -82,10 +82,10 @@ def check_export(method: Method, plan: ReadingPlan, strokes: int, target: str) -
         raise InputError(f"export: method '{method.name}' has nothing to merge: {target} is a model folder")
     if not method.mergeable:
         raise InputError(f"export: what method '{method.name}' adds has no place in a plain model's weights")
-    if not plan.answering.one_pass(strokes):
+    if not plan.one_pass(strokes):
         raise InputError(
-            f"export: no other program reads by this plan (read {plan.describe()}); want tuned or detached, shared, "
-            "causal, concat, memory=all and no slots, or --strokes 1"
+            f"export: no other program reads by this plan (read {plan.describe()}); want tuned, shared, causal, "
+            "concat, memory=all and no slots, or --strokes 1"
         )
 
 

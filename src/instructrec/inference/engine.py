@@ -166,7 +166,7 @@ def _fed(model: Any, prompts: Sequence[Rendered]) -> list[list[int]] | None:
     """What goes through the backbone for each prompt; None where a plan reads it in several passes."""
     if not isinstance(model, Reading):
         return [prompt.ids for prompt in prompts]
-    if not model.plan.answering.one_pass(model.strokes):
+    if not model.plan.one_pass(model.strokes):
         return None
     return [repeat(prompt, model.strokes).ids for prompt in prompts]  # repeated tokens say it all
 

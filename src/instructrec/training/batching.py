@@ -41,7 +41,7 @@ class Layout:
     @classmethod
     def of(cls, model: Any, pad_id: int) -> Layout:
         """For asking `model`, which is not trained meanwhile, what it makes of a row's answer."""
-        plan, strokes = (model.plan.answering, model.strokes) if isinstance(model, Reading) else (ReadingPlan(), 1)
+        plan, strokes = (model.plan, model.strokes) if isinstance(model, Reading) else (ReadingPlan(), 1)
         return cls(pad_id, plan, strokes, model=model, share=may_share(model, training=False))
 
     def lengths(self, rows: Sequence[Rendered]) -> NDArray[Any]:

@@ -21,7 +21,7 @@ from ...prompts.shelf import column
 from ...prompts.template import Rendered
 from ..shared_prefix import WORTH, common
 from .attention import Tags
-from .plan import UNTRAINED, ReadingPlan
+from .plan import ReadingPlan
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _beginnings(
 ) -> tuple[int, NDArray[Any]] | None:
     """P, and the beginning of each row [B]; None where it is not worth a pass of its own."""
     length, whose = common([row.ids[:end] for row, end in zip(rows, cuts, strict=True)])
-    work = 0.5 if plan.weights(1, strokes) in UNTRAINED.values() else 1.0  # of a token of stroke 1, without a gradient
+    work = 0.5 if plan.weights(1, strokes) == "off" else 1.0  # of a token of stroke 1, without a gradient
     total = sum(plan.tokens(end, len(row.ids) - end, strokes, deep) for row, end in zip(rows, cuts, strict=True))
     total -= (1 - work) * sum(cuts)
     saved = work * length * (len(rows) - int(whose.max()) - 1) if length else 0

@@ -21,10 +21,8 @@ from ...errors import InputError, did_you_mean
 SINK = 4  # first tokens of stroke 1 that `sink+last` keeps: models park attention there (arXiv 2309.17453)
 MOST_STROKES = 8
 
-UNTRAINED = {"detached": "detached", "frozen": "off"}  # prior -> weights of a reading without gradient
-
 CHOICES = {
-    "prior": ("tuned", "detached", "frozen"),
+    "prior": ("tuned", "frozen"),
     "stroke_adapters": ("shared", "separate"),
     "memory": ("all", "sink+last"),
     "direction": ("causal", "bidirectional"),
@@ -36,8 +34,7 @@ CHOICES = {
 class ReadingPlan:
     """How an instruction is read; the default is what every decoder does: once.
 
-    strokes: R, or several of which one is drawn for each training step.  prior: how stroke 1 reads: as the others, so
-    but without gradient, or with the backbone's weights alone and without gradient.
+    strokes: R, or several of which one is drawn for each training step.  prior: weights of stroke 1.
     stroke_adapters: one phi for all strokes, or one each.  deep: in training, answer after every stroke.
     consistency: weight in the loss of how far neighbours of these answers are apart.  slots: S.
     memory: what is seen of earlier strokes.  direction: attention inside strokes from the second on.
@@ -76,13 +73,11 @@ class ReadingPlan:
                     raise InputError(
                         f"{name}: {getattr(self, name)} needs a second reading (want strokes of 2 or more)"
                     )
-        differ = self.direction != "causal" or self.prior == "frozen" or self.stroke_adapters == "separate"
+        differ = (self.direction, self.prior, self.stroke_adapters) != ("causal", "tuned", "shared")
         if self.mix == "gated" and not differ:  # the gates would never have a gradient
             wanted = "want direction=bidirectional, prior=frozen or stroke_adapters=separate"
             raise InputError(f"mix: gated averages two equal readings ({wanted})")
         if self.stroke_adapters == "separate":
-            if self.prior == "detached":
-                raise InputError("stroke_adapters: with prior=detached the first of separate ones would never be tuned")
             if self.prior == "frozen" and self.most == 2:
                 raise InputError("stroke_adapters: with prior=frozen and two strokes only one of them is tuned")
             if len(self.strokes) > 1:
@@ -110,11 +105,6 @@ class ReadingPlan:
             and not self.slots
         )
 
-    @property
-    def answering(self) -> ReadingPlan:
-        """The same while nothing is trained: without gradients a `detached` reading is a `tuned` one."""
-        return replace(self, prior="tuned") if self.prior == "detached" else self
-
     def one_pass(self, strokes: int) -> bool:
         """True when this is so for `strokes` readings: a single one is always what every decoder does."""
         return self.sequence or (strokes == 1 and not self.slots)
@@ -124,17 +114,17 @@ class ReadingPlan:
         return self.one_pass(strokes) and (strokes == 1 or not (self.deep if deep is None else deep))
 
     def weights(self, stroke: int, strokes: int) -> str:
-        """Whose weights stroke `stroke` of `strokes` reads with: '' the tuned ones, 'detached' these without gradient,
-        'off' the backbone's alone, or the name of an adapter. A single reading is always the tuned one."""
-        if strokes > 1 and stroke == 1 and self.prior != "tuned":
-            return UNTRAINED[self.prior]
+        """Whose weights stroke `stroke` of `strokes` reads with: '' the tuned ones, 'off' the backbone's alone, or the
+        name of an adapter. A single reading is always the tuned one."""
+        if strokes > 1 and stroke == 1 and self.prior == "frozen":
+            return "off"
         return f"stroke_{stroke}" if self.stroke_adapters == "separate" and stroke < strokes else ""
 
     @property
     def adapters(self) -> list[str]:
         """Names of the adapters besides the one that the last stroke and the answer use."""
         names = [self.weights(stroke, self.most) for stroke in range(1, self.most + 1)]
-        return [name for name in names if name and name not in UNTRAINED.values()]
+        return [name for name in names if name not in ("", "off")]
 
     def check_dial(self, strokes: int) -> None:
         """Raises InputError when an instruction can't be read `strokes` times under this plan."""

@@ -24,7 +24,7 @@ from ..methods import trained_parameters
 from ..structure import in_mode
 from .attention import NAME, Decoding, Layers, Memory, Sight, Tags, stack
 from .layout import Pass, lay
-from .plan import SINK, UNTRAINED, ReadingPlan
+from .plan import SINK, ReadingPlan
 
 EXTRA = "extra.safetensors"
 
@@ -157,15 +157,9 @@ class Reading(nn.Module):
         if weights == "":
             yield
             return
-        still = torch.no_grad() if weights in UNTRAINED.values() else nullcontext()
-        if weights == "detached":
-            with still:
-                yield
-            torch.clear_autocast_cache()  # some versions of torch keep weights that were cast here without a gradient
-            return
         flags = [parameter.requires_grad for parameter in self.own]
         try:
-            with still, self.switch(self.model, weights):
+            with torch.no_grad() if weights == "off" else nullcontext(), self.switch(self.model, weights):
                 yield
         finally:
             for parameter, flag in zip(self.own, flags, strict=True):
