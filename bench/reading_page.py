@@ -132,14 +132,25 @@ def cell(results: Mapping[int, Result], view: str, seeds: Sequence[int], reading
             if half and (task in choosing) != (half == "choose"):
                 continue
             pairs.append((nats[place], part["tokens"][place]))
-            written = part.get("exact" if reading in (None, result["own"]) else "exact_once" if reading == "1" else "")
+            written = part.get(_written(result, reading))
             right += [100.0 * written[place]] if written else []
             rows.append(part["rows"][place])
             clusters.append((task, seed))
     if not rows:
         return None
-    exact = mean_of(right, (0.0, 100.0)) if right else None
+    exact = mean_of(right, (0.0, 100.0)) if len(right) == len(rows) else None
     return Cell(Statistic(np.array(pairs, dtype=np.float64), _ratio), exact, rows, clusters)
+
+
+def _written(result: Result, reading: str | None) -> str:
+    """Where a result has what was written after so many readings."""
+    return "exact" if reading in (None, result["own"]) else "exact_once" if reading == "1" else ""
+
+
+def _has(result: Result, view: str, reading: str | None) -> bool:
+    """Whether answers were written for all rows of a view."""
+    parts = [result["sets"].get(name) for name in view.partition("/")[0].split("+")]
+    return all(part and _written(result, reading) in part for part in parts)
 
 
 def difference(
@@ -151,6 +162,9 @@ def difference(
     if other not in group.arms:
         return None
     seeds = sorted(group.arms[arm].keys() & group.arms[other].keys())
+    if what == "exact":  # later results have more of it
+        asked = ((group.arms[arm], reading), (group.arms[other], other_reading))
+        seeds = [seed for seed in seeds if all(_has(results[seed], view, number) for results, number in asked)]
     one, two = cell(group.arms[arm], view, seeds, reading), cell(group.arms[other], view, seeds, other_reading)
     if not seeds or one is None or two is None or getattr(one, what) is None or getattr(two, what) is None:
         return None
@@ -210,11 +224,13 @@ def _differences(group: Group, other: str, what: str, digits: int) -> list[str]:
 def never_worse(group: Group) -> list[str]:
     """One line an arm: does it lose more than half a point of exact match on seen tasks?"""
     lines = []
-    for arm in group.arms:
-        found = difference(group, arm, "single", SEEN, "exact") if arm != "single" else None
+    for arm, reading in ((arm, reading) for arm in group.arms if arm != "single" for reading in (None, "1")):
+        own = next(iter(group.arms[arm].values()))["own"]
+        found = difference(group, arm, "single", SEEN, "exact", reading) if reading != own else None
         if found is not None:
             verdict = "held" if found.low >= WORSE else "broken" if found.value < WORSE else "not shown"
-            lines.append(f"- {arm}: {verdict} ({_signed(found, 1)} points)")
+            after = f", answered after {reading}" if reading else ""
+            lines.append(f"- {arm}{after}: {verdict} ({_signed(found, 1)} points)")
     head = (
         f"Never worse than {-WORSE} points of exact match on seen tasks, trained and unseen wordings together (held: "
         "the whole interval is above it; broken: the difference is below it):"
