@@ -366,13 +366,31 @@ def reading_page(folder: Path) -> Path:
         lines += section(group)
     write_text(page, "\n".join(lines))
     panels = [
-        (f"{group.name}: {VIEWS[view]}", [(arm, difference(group, arm, "single", view)) for arm in others])
+        (
+            f"{model}\n{VIEWS[view]}",
+            [(name, difference(group, arm, "single", view, "loss", reading)) for name, (arm, reading) in drawn],
+        )
         for group in groups
-        if (others := [arm for arm in group.arms if arm != "single"])
+        if (drawn := _drawn(group))
+        for model in [next(iter(next(iter(group.arms.values())).values()))["model"]]
         for view in SHOWN
     ]
     forest(panels, len(SHOWN), "difference in loss to a single reading, nats a token", page.with_suffix(".png"))
     return page
+
+
+def _drawn(group: Group) -> list[tuple[str, tuple[str, str | None]]]:
+    """Rows of the picture: name, and the arm with its number of readings. Arms of as many seeds as there are, as they
+    were tuned and after one reading."""
+    most = max(map(len, group.arms.values()))
+    rows: list[tuple[str, tuple[str, str | None]]] = []
+    for arm, results in group.arms.items():
+        first = next(iter(results.values()))
+        if arm != "single" and len(results) == most:
+            rows.append((arm, (arm, None)))
+            if first["own"] != "1" and "1" in first["sets"].get("seen", {"nats": ()})["nats"]:
+                rows.append((f"{arm}, after 1", (arm, "1")))
+    return rows
 
 
 def forest(panels: Sequence[tuple[str, list[tuple[str, Any]]]], columns: int, label: str, file: Path) -> None:
@@ -384,9 +402,11 @@ def forest(panels: Sequence[tuple[str, list[tuple[str, Any]]]], columns: int, la
     if not any(entries for _, entries in panels):
         return
     rows = -(-len(panels) // columns)
-    most = max(len(entries) for _, entries in panels)
-    figure = Figure(figsize=(3.0 * columns, rows * (1.0 + 0.28 * most)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    heights = [
+        1.0 + 0.28 * max(len(entries) for _, entries in panels[row * columns :][:columns]) for row in range(rows)
+    ]
+    figure = Figure(figsize=(3.0 * columns, sum(heights)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for place, axis in enumerate(axes.flat):
         title, entries = panels[place] if place < len(panels) else ("", [])
         axis.set_visible(bool(entries))
