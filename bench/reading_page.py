@@ -254,15 +254,15 @@ def _dial(group: Group) -> list[str]:
     return _table(head, rows) if rows else []
 
 
-def _equal_dial(group: Group) -> list[str]:
-    """Arms beside `repeat`, both answered after the same number of readings: at the same cost of an answer."""
+def _equal_dial(group: Group, other: str) -> list[str]:
+    """Arms beside another, both answered after the same number of readings: at the same cost of an answer."""
     rows = []
     for reading in ("1", "2", "3"):
         for arm in group.arms:
-            found = [difference(group, arm, "repeat", view, "loss", reading, reading) for view in SHOWN]
-            if arm != "repeat" and any(found):
+            found = [difference(group, arm, other, view, "loss", reading, reading) for view in SHOWN]
+            if arm != other and any(found):
                 rows.append([f"{arm}, both after {reading}", *(_signed(one, 3) for one in found)])
-    return _table(["arm − repeat", *(VIEWS[view] for view in SHOWN)], rows) if rows else []
+    return _table([f"arm − {other}", *(VIEWS[view] for view in SHOWN)], rows) if rows else []
 
 
 def _costs(group: Group) -> list[str]:
@@ -334,7 +334,13 @@ def section(group: Group) -> list[str]:
     lines += ["### Exact match, percent", "", *_values(group, "exact", 1), *_differences(group, "single", "exact", 1)]
     lines += [*never_worse(group)]
     if dial := _dial(group):
-        lines += ["### Other numbers of readings than tuned with", "", *dial, *_equal_dial(group)]
+        lines += [
+            "### Other numbers of readings than tuned with",
+            "",
+            *dial,
+            *_equal_dial(group, "repeat"),
+            *_equal_dial(group, "single_slow"),
+        ]
     return [*lines, "### Cost", "", *_costs(group), *_by_task(group)]
 
 
