@@ -46,7 +46,7 @@ def found(made: Reading, share: bool, deep: bool) -> tuple[Any, torch.Tensor, di
 
 
 @pytest.mark.parametrize(
-    ("kind", "plan"), PAIRS, ids=lambda value: value if isinstance(value, str) else str(hash(value))
+    ("kind", "plan"), PAIRS, ids=lambda value: value if isinstance(value, str) else value.describe()
 )
 def test_what_is_read_once_is_what_each_row_reads(
     kind: str, plan: ReadingPlan, monkeypatch: pytest.MonkeyPatch
