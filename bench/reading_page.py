@@ -245,12 +245,16 @@ def _dial(group: Group) -> list[str]:
         first = next(iter(results.values()))
         readings = list(first["sets"]["seen"]["nats"]) if "seen" in first["sets"] else []
         for reading in readings if len(readings) > 1 else []:
-            found = [difference(group, arm, "single", view, "loss", reading) for view in SHOWN]
+            found = [difference(group, arm, "single", view, "loss", reading) for view in (*SHOWN, "unseen_tasks")]
             own = ", as tuned" if reading == first["own"] else ""
             right = [difference(group, arm, "single", view, "exact", reading) for view in WRITTEN]
             told = [*(_signed(one, 3) for one in found), *(_signed(one, 1) for one in right)]
             rows.append([f"{arm}, answered after {reading}{own}", *told])
-    head = ["arm − single", *(VIEWS[view] for view in SHOWN), *(f"{VIEWS[view]}, exact" for view in WRITTEN)]
+    head = [
+        "arm − single",
+        *(VIEWS[view] for view in (*SHOWN, "unseen_tasks")),
+        *(f"{VIEWS[view]}, exact" for view in WRITTEN),
+    ]
     return _table(head, rows) if rows else []
 
 
