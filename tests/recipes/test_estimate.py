@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
@@ -101,11 +102,12 @@ def test_a_run_measures_itself_beside_the_estimate(quick: Any, capsys: Any) -> N
 
 
 def test_the_meter_counts_what_comes_after_it() -> None:
+    gc.collect()  # what tests before this one left may be given back meanwhile: 9 MB were, once
     meter = memory.Meter()
     before = meter.peak
-    block = bytearray(64 << 20)
+    block = bytearray(256 << 20)
     after = meter.peak
-    assert before is not None and after is not None and abs(after - before - len(block)) < 8 << 20
+    assert before is not None and after is not None and abs(after - before - len(block)) < 32 << 20
 
 
 def test_a_second_run_of_a_process_is_not_measured() -> None:
