@@ -69,13 +69,7 @@ DIALS = {
     "sampled": (1, 2, 3, 4),
     "sampled_deep": (1, 2, 3, 4),
 }
-ONCE_TOO = (
-    "repeat",
-    "deep",
-    "consistent",
-    "sampled",
-    "sampled_deep",
-)  # whose answers are written after one reading as well
+ONCE_TOO = tuple(DIALS)  # whose answers are written after one reading as well
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -338,13 +338,9 @@ def section(group: Group) -> list[str]:
     lines += ["### Exact match, percent", "", *_values(group, "exact", 1), *_differences(group, "single", "exact", 1)]
     lines += [*never_worse(group)]
     if dial := _dial(group):
-        lines += [
-            "### Other numbers of readings than tuned with",
-            "",
-            *dial,
-            *_equal_dial(group, "repeat"),
-            *_equal_dial(group, "single_slow"),
-        ]
+        lines += ["### Other numbers of readings than tuned with", "", *dial]
+        for other in ("repeat", "deep", "single_slow"):
+            lines += _equal_dial(group, other)
     return [*lines, "### Cost", "", *_costs(group), *_by_task(group)]
 
 
